@@ -1,0 +1,60 @@
+//! One job: hands its bodies to the gate of their key, or begins them where they have none.
+//!
+//! Holds nothing that is not in the bodies, so stopping it loses nothing.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use super::bodies::Begun;
+use super::key::KeyMsg;
+use super::{body_gone, run};
+use crate::durably::Core;
+use crate::id::RunId;
+
+pub(super) struct JobActor {
+    pub(super) core: Arc<Core>,
+}
+
+#[derive(Debug)]
+pub(super) enum JobMsg {
+    /// A body of this job is assigned; its key's gate.
+    Start(RunId, Option<ActorRef<KeyMsg>>),
+}
+
+impl Actor for JobActor {
+    type Msg = JobMsg;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<JobMsg>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle(&self, _: ActorRef<JobMsg>, message: JobMsg, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        let JobMsg::Start(run, gate) = message;
+        match gate {
+            // A gate that is gone is made again by the supervisor, which then looks for what was lost.
+            Some(gate) => drop(gate.send_message(KeyMsg::Start(run))),
+            None => {
+                if let Begun::Yes(start) = self.core.hub.bodies.begin(run, None) {
+                    let generation = start.generation;
+                    if let Err(error) = run::spawn(&self.core, start).await {
+                        tracing::error!(%run, %error, "a run actor can't be made");
+                        body_gone(&self.core, run, generation, false);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<JobMsg>,
+        _: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}

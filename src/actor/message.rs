@@ -1,0 +1,121 @@
+//! What the supervisor can be told: everything that [`Durably`](crate::Durably) does, by message.
+
+use std::time::Duration;
+
+use ractor::RpcReplyPort;
+use serde_json::Value;
+
+use crate::durably::{Health, Stats};
+use crate::error::Error;
+use crate::event::{Events, RunEvents};
+use crate::id::RunId;
+use crate::run::{LogLine, Run, RunFilter, RunStatus, StepInfo};
+use crate::time::Timestamp;
+use crate::trigger::{Disposition, Options, trigger_options};
+
+/// A trigger as a message carries it: a job by name, JSON input, options.
+#[derive(Debug, Clone)]
+pub struct TriggerRequest {
+    pub(crate) job: String,
+    pub(crate) input: Value,
+    pub(crate) options: Options,
+}
+
+impl TriggerRequest {
+    /// A trigger of a registered job.
+    pub fn new(job: impl Into<String>, input: Value) -> Self {
+        TriggerRequest { job: job.into(), input, options: Options::default() }
+    }
+}
+
+trigger_options!([] TriggerRequest, options);
+
+/// What a trigger by message is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TriggerReply {
+    /// The run.
+    pub run: RunId,
+    /// Whether it was created, or was there already.
+    pub disposition: Disposition,
+    /// Its status as the trigger's commit left it.
+    pub status: RunStatus,
+    /// Whether the idempotency key's run has another input.
+    pub input_differs: bool,
+}
+
+/// The port a request is answered on.
+pub type Reply<T> = RpcReplyPort<Result<T, Error>>;
+
+/// Messages to the supervisor.
+///
+/// Each has a port that it is answered on; a port that nobody waits on is no error. Nothing here waits for room: a request
+/// that finds none is answered [`Error::Overloaded`] at once.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SupervisorMsg {
+    /// Create a run.
+    Trigger(TriggerRequest, Reply<TriggerReply>),
+    /// Create many runs of one or several jobs, all or none.
+    BatchTrigger(Vec<TriggerRequest>, Reply<Vec<TriggerReply>>),
+    /// Cancel a run.
+    Cancel(RunId, Reply<()>),
+    /// Cancel every run of a filter that can be; answers how many.
+    CancelWhere(RunFilter, Reply<usize>),
+    /// Create a new run with an old one's input.
+    Retrigger(RunId, Reply<RunId>),
+    /// Retrigger every run of a filter that can be; answers the new ones.
+    RetriggerWhere(RunFilter, Reply<Vec<RunId>>),
+    /// Go on with a failed or cancelled run.
+    Resume(RunId, Reply<()>),
+    /// Resume every run of a filter that can be; answers how many.
+    ResumeWhere(RunFilter, Reply<usize>),
+    /// Delete a terminal run.
+    Delete(RunId, Reply<()>),
+    /// Delete terminal runs that ended before a moment; answers how many.
+    Purge(Timestamp, Reply<usize>),
+    /// A run as it is now.
+    GetRun(RunId, Reply<Option<Run>>),
+    /// Runs, newest first.
+    GetRuns(RunFilter, Reply<Vec<Run>>),
+    /// The steps of a run.
+    GetSteps(RunId, Reply<Vec<StepInfo>>),
+    /// The log lines of a run.
+    GetLogs(RunId, Reply<Vec<LogLine>>),
+    /// Wait for a run to complete, up to a timeout.
+    Wait(RunId, Option<Duration>, Reply<Run>),
+    /// A stream of one run's events, snapshot first.
+    Subscribe(RunId, Reply<RunEvents>),
+    /// A stream of every event, from now or from after a sequence.
+    Events(Option<u64>, Reply<Events>),
+    /// Runs by job and status.
+    Stats(Reply<Stats>),
+    /// Whether the runtime works.
+    Health(Reply<Health>),
+    /// Start runs (again).
+    Start(Reply<()>),
+    /// Start no new run; answers once the executing ones have ended.
+    Stop(Reply<()>),
+    /// Work the queue off, up to a number of runs; answers how many ended.
+    RunUntilIdle(Option<u64>, Reply<u64>),
+    /// Shut the runtime down. The answer comes from outside the actors, which are gone by then.
+    Shutdown(Reply<()>),
+    /// Between the runtime's own parts.
+    #[doc(hidden)]
+    Internal(Internal),
+}
+
+/// Between the runtime's own parts.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Internal {
+    /// A lease is on disk.
+    Start(RunId),
+    /// A key actor has had nothing to do since it was sent this many bodies.
+    KeyIdle(std::sync::Arc<str>, u64),
+    /// Look for bodies that a lost message was about.
+    Sweep,
+    /// A test makes the supervisor fail.
+    #[cfg(test)]
+    Panic,
+}

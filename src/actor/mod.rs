@@ -1,0 +1,126 @@
+//! The actors: who executes what the writer has decided.
+//!
+//! ```text
+//! writer --effects--> supervisor --> job actor --> key actor (the gate) --> run actor --> body, steps --> writer
+//! ```
+//!
+//! A lease that is on disk reaches the supervisor as a message and goes down to a run actor, whose handler polls the user's
+//! future. Run actors are children of a [`nursery`] that does nothing else, so supervisor, job and key actors can fail and be
+//! rebuilt without touching a running body. What such an actor needs for that stands in [`bodies`], never in a mailbox.
+//!
+//! Supervision is overridden everywhere: ractor's default stops the parent when a child ends. Actors are unnamed: ractor's
+//! registry of names is global to the process.
+
+pub(crate) mod bodies;
+mod job;
+mod key;
+pub(crate) mod message;
+mod nursery;
+mod root;
+mod run;
+mod supervisor;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use ractor::{ActorCell, ActorRef};
+
+use crate::durably::Core;
+use crate::engine::Generation;
+use crate::error::Error;
+use crate::id::RunId;
+use crate::store::op::Op;
+use crate::store::writer::{Effects, Start};
+use bodies::{Bodies, Gone};
+use message::{Internal, SupervisorMsg};
+
+/// What the actors of one runtime share.
+#[derive(Default)]
+pub(crate) struct Hub {
+    pub(crate) bodies: Bodies,
+    supervisor: RwLock<Option<ActorRef<SupervisorMsg>>>,
+    nursery: RwLock<Option<ActorCell>>,
+    root: Mutex<Option<ActorCell>>,
+}
+
+impl Hub {
+    /// The supervisor as it is now.
+    pub(crate) fn supervisor(&self) -> Option<ActorRef<SupervisorMsg>> {
+        self.supervisor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_supervisor(&self, supervisor: ActorRef<SupervisorMsg>) {
+        *self.supervisor.write().unwrap_or_else(PoisonError::into_inner) = Some(supervisor);
+    }
+
+    fn nursery(&self) -> Option<ActorCell> {
+        self.nursery.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells the supervisor; one that is being rebuilt reads what it missed from the bodies.
+    fn tell(&self, message: Internal) {
+        if let Some(supervisor) = self.supervisor() {
+            let _ = supervisor.send_message(SupervisorMsg::Internal(message));
+        }
+    }
+
+    /// Ends every actor at once; bodies are dropped at their next await.
+    pub(crate) fn kill(&self) {
+        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for cell in root.into_iter().chain(self.supervisor().map(|actor| actor.get_cell())).chain(self.nursery()) {
+            cell.kill();
+        }
+    }
+}
+
+/// Starts the actors of a runtime.
+pub(crate) async fn start(core: &Arc<Core>) -> Result<(), Error> {
+    let spawned = |error: ractor::SpawnErr| Error::Storage(error.to_string().into());
+    let nursery = nursery::spawn().await.map_err(spawned)?;
+    *core.hub.nursery.write().unwrap_or_else(PoisonError::into_inner) = Some(nursery);
+    let root = root::spawn(core.clone()).await.map_err(spawned)?;
+    *core.hub.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
+    Ok(())
+}
+
+/// The writer's effects as messages.
+pub(crate) struct Dispatch(pub(crate) Weak<Core>);
+
+impl Effects for Dispatch {
+    fn start(&self, start: Start) {
+        let Some(core) = self.0.upgrade() else { return };
+        let run = start.run;
+        core.hub.bodies.assign(start);
+        core.hub.tell(Internal::Start(run));
+    }
+
+    fn cancel(&self, run: RunId, generation: Generation) {
+        if let Some(core) = self.0.upgrade() {
+            core.hub.bodies.cancel(run, generation);
+        }
+    }
+}
+
+/// The last code of a body is gone. `reported`: the run's end told the writer so.
+pub(crate) fn body_gone(core: &Core, run: RunId, generation: Generation, reported: bool) {
+    match core.hub.bodies.gone(run, generation, reported) {
+        Some(Gone { gate: Some(gate) }) => {
+            let told = gate.send_message(key::KeyMsg::Stopped(run, generation));
+            // The gate reports the key free. Should it be gone itself, that is done here, and the next gate looks anew.
+            if told.is_err() {
+                settle(core, run, generation);
+                core.hub.tell(Internal::Sweep);
+            }
+        }
+        Some(Gone { gate: None }) => settle(core, run, generation),
+        None => {}
+    }
+}
+
+/// Reports a body as stopped, unless its end did, and forgets it.
+fn settle(core: &Core, run: RunId, generation: Generation) {
+    if let Some(reported) = core.hub.bodies.forget(run, generation)
+        && !reported
+    {
+        core.store.send(Op::Stopped(run, generation));
+    }
+}

@@ -1,0 +1,245 @@
+//! One execution of a run: its handler polls the user's future.
+//!
+//! The body is ended by its own return, by a verdict of the runtime, or by the grace after a cancel. However it ends, its
+//! outcome goes to the writer once, and key and slot are reported free when the last of its code is gone.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use serde_json::Value;
+use tokio::time::Sleep;
+use tracing::Instrument;
+
+use super::body_gone;
+use crate::durably::Core;
+use crate::error::Error;
+use crate::job::{BodyFuture, Definition, ErrorKind, JobError, JobResult};
+use crate::limits::NOTES_FLUSH_AFTER;
+use crate::step::execution::{Alive, Execution, Verdict};
+use crate::step::{Step, current};
+use crate::store::op::{Admitted, End, NotesOf, Op, Outcome};
+use crate::store::writer::Start;
+
+struct RunActor;
+
+struct Work {
+    core: Arc<Core>,
+    start: Arc<Start>,
+    alive: Option<Arc<Alive>>,
+}
+
+/// Makes the actor of a body that has begun, as a child of the nursery.
+pub(super) async fn spawn(core: &Arc<Core>, start: Arc<Start>) -> Result<(), SpawnErr> {
+    let Some(nursery) = core.hub.nursery() else { return Err(SpawnErr::ActorAlreadyStarted) };
+    let (weak, run, generation) = (Arc::downgrade(core), start.run, start.generation);
+    let alive = Alive::new(move |reported| {
+        if let Some(core) = weak.upgrade() {
+            body_gone(&core, run, generation, reported);
+        }
+    });
+    let work = Work { core: core.clone(), start, alive: Some(alive) };
+    let (actor, _) = Actor::spawn_linked(None, RunActor, work, nursery).await?;
+    let _ = actor.send_message(Execute);
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Execute;
+
+impl Actor for RunActor {
+    type Msg = Execute;
+    type State = Work;
+    type Arguments = Work;
+
+    async fn pre_start(&self, _: ActorRef<Execute>, work: Work) -> Result<Work, ActorProcessingErr> {
+        Ok(work)
+    }
+
+    async fn handle(&self, myself: ActorRef<Execute>, _: Execute, work: &mut Work) -> Result<(), ActorProcessingErr> {
+        let Some(alive) = work.alive.take() else { return Ok(()) };
+        let start = work.start.clone();
+        let span = tracing::info_span!(
+            "durably.run",
+            run_id = %start.run,
+            job = &*start.job_name,
+            generation = start.generation,
+            replay = start.replay,
+        );
+        execute(&work.core, start, alive).instrument(span).await;
+        myself.stop(None);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Execute>,
+        _: SupervisionEvent,
+        _: &mut Work,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+/// An execution from its lease to its end.
+async fn execute(core: &Arc<Core>, start: Arc<Start>, alive: Arc<Alive>) {
+    let execution = Execution::new(start.clone(), core.means(), alive);
+    let began = core.config.clock.monotonic();
+    if !core.hub.bodies.attach(start.run, &execution) {
+        // Cancelled before it began: there is no body, and nothing to record.
+        drop(execution.release());
+        return;
+    }
+    let outcome = match prepare(core, &execution).await {
+        Ok((definition, body)) => supervise(core, &execution, &definition, body).await,
+        Err(outcome) => Some(outcome),
+    };
+    finish(&execution, outcome, began).await;
+}
+
+/// Loads what earlier executions stored and starts the body.
+async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definition>, BodyFuture), Outcome> {
+    let start = &execution.start;
+    let Some(definition) = core.registry.get(&start.job_name) else {
+        return Err(Outcome::Blocked("no code for its job is registered".into()));
+    };
+    let mut loaded = !start.replay;
+    while !loaded {
+        match core.store.replay(start.run).await {
+            Ok(steps) => {
+                execution.load(steps);
+                loaded = true;
+            }
+            Err(error @ (Error::Corrupted { .. } | Error::ShutDown)) => {
+                return Err(Outcome::Failed(JobError::of_kind(ErrorKind::Corrupted, error.to_string()).into_record()));
+            }
+            // The file is being reopened; the lease stands.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    let step = Step::new(execution.clone());
+    let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _entered = current::enter(start.run, start.generation, None);
+        definition.start(step, &start.input)
+    }));
+    match started {
+        Ok(Ok(body)) => Ok((definition, body)),
+        Ok(Err(error)) => {
+            Err(Outcome::Blocked(format!("stored input at {:?} can't be decoded: {}", error.path, error.message)))
+        }
+        Err(panic) => Err(Outcome::Failed(panicked(&*panic).into_record())),
+    }
+}
+
+/// Polls the body until it ends or is ended. `None`: the run has its outcome already.
+async fn supervise(
+    core: &Core,
+    execution: &Arc<Execution>,
+    definition: &Definition,
+    mut body: BodyFuture,
+) -> Option<Outcome> {
+    let start = &execution.start;
+    let mut flush: Option<Pin<Box<Sleep>>> = None;
+    let mut grace: Option<Pin<Box<Sleep>>> = None;
+    let outcome = loop {
+        let polled = poll_fn(|cx| {
+            let _entered = current::enter(start.run, start.generation, None);
+            match std::panic::catch_unwind(AssertUnwindSafe(|| body.as_mut().poll(cx))) {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(result)) => Poll::Ready(result),
+                Err(panic) => Poll::Ready(Err(panicked(&*panic))),
+            }
+        });
+        tokio::select! {
+            biased;
+            () = execution.judged.notified() => match execution.verdict() {
+                Some(Verdict::Fails(error)) => break Some(Outcome::Failed(error.into_record())),
+                Some(Verdict::HandedBack) => break Some(Outcome::HandedBack),
+                Some(Verdict::Over) => break None,
+                None => {}
+            },
+            result = polled => break conclude(core, execution, definition, result),
+            () = execution.cancelled.cancelled(), if grace.is_none() => {
+                grace = Some(Box::pin(tokio::time::sleep(core.config.cancel_grace)));
+            }
+            () = due(&mut grace) => break None,
+            () = execution.noted.notified(), if flush.is_none() => {
+                flush = Some(Box::pin(tokio::time::sleep(NOTES_FLUSH_AFTER)));
+            }
+            () = due(&mut flush) => {
+                flush = None;
+                flush_notes(execution);
+            }
+        }
+    };
+    execution.set_over();
+    // Dropping user code may panic as well as running it.
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(body))) {
+        let error = panicked(&*panic);
+        return outcome.map(|_| Outcome::Failed(error.into_record()));
+    }
+    outcome
+}
+
+/// What a body's return means.
+fn conclude(core: &Core, execution: &Execution, definition: &Definition, result: JobResult<Value>) -> Option<Outcome> {
+    let result = result.and_then(|output| definition.conclude(&output, core.config.payload_bytes_max));
+    match result {
+        Ok(output) => Some(Outcome::Completed(output)),
+        Err(error) if error.kind() == ErrorKind::Panic => Some(Outcome::Failed(error.into_record())),
+        Err(_) if execution.cancelled.is_cancelled() => None,
+        // Told to stop, it failed: that is no outcome.
+        Err(_) if execution.means.draining.is_cancelled() => Some(Outcome::HandedBack),
+        Err(error) => Some(Outcome::Failed(error.into_record())),
+    }
+}
+
+/// Hands the end to the writer, with key and slot if the last of the body's code is gone.
+async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Duration) {
+    execution.set_over();
+    let start = &execution.start;
+    let Some(outcome) = outcome else {
+        drop(execution.release());
+        return;
+    };
+    let bytes = if let Outcome::Completed(output) = &outcome { output.len() } else { 0 };
+    let admitted = execution.means.store.admit_body(bytes).await;
+    let stopped = execution.release().and_then(Arc::into_inner).map(Alive::report).is_some();
+    let end = End {
+        run: start.run,
+        generation: start.generation,
+        outcome,
+        stopped,
+        duration: execution.elapsed_since(began),
+        notes: execution.take_notes(),
+    };
+    // Nothing is left to do for the answer; the writer has the end and keeps it over an outage.
+    drop(execution.means.store.submit(Op::End, end, admitted));
+}
+
+fn flush_notes(execution: &Execution) {
+    let notes = execution.take_notes();
+    if !notes.is_empty() {
+        let start = &execution.start;
+        let notes = NotesOf { run: start.run, generation: start.generation, notes };
+        drop(execution.means.store.submit(Op::Notes, notes, Admitted::default()));
+    }
+}
+
+async fn due(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A panic as the error it ends its run with.
+fn panicked(panic: &(dyn Any + Send)) -> JobError {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    JobError::of_kind(ErrorKind::Panic, text.unwrap_or("a panic without a message").to_owned())
+}

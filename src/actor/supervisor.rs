@@ -1,0 +1,280 @@
+//! The supervisor: routes bodies to their job and key actors, and serves everything that can be asked by message.
+//!
+//! Keeps which job and key actors there are, nothing else; a new one reads what was under way from the bodies.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use super::job::{JobActor, JobMsg};
+use super::key::{KeyActor, KeyMsg};
+use super::message::{Internal, Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+use super::settle;
+use crate::durably::Core;
+use crate::engine::{JobNumber, KeyName};
+use crate::error::Error;
+use crate::event::{Events, RunEvents};
+use crate::id::RunId;
+use crate::store::op::{NewRun, Op};
+use crate::trigger::WaitForRun;
+
+pub(super) struct Supervisor {
+    pub(super) core: Arc<Core>,
+}
+
+#[derive(Default)]
+pub(super) struct Routes {
+    jobs: BTreeMap<JobNumber, ActorRef<JobMsg>>,
+    keys: BTreeMap<KeyName, Gate>,
+}
+
+struct Gate {
+    actor: ActorRef<KeyMsg>,
+    /// Bodies sent to it so far.
+    sent: u64,
+}
+
+impl Actor for Supervisor {
+    type Msg = SupervisorMsg;
+    type State = Routes;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<SupervisorMsg>, (): ()) -> Result<Routes, ActorProcessingErr> {
+        Ok(Routes::default())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<SupervisorMsg>,
+        message: SupervisorMsg,
+        routes: &mut Routes,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SupervisorMsg::Internal(Internal::Start(run)) => self.route(&myself, routes, run).await,
+            SupervisorMsg::Internal(Internal::KeyIdle(key, seen)) => retire(routes, &key, seen),
+            SupervisorMsg::Internal(Internal::Sweep) => self.sweep(&myself),
+            #[cfg(test)]
+            SupervisorMsg::Internal(Internal::Panic) => panic!("asked to"),
+            asked => self.serve(asked),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<SupervisorMsg>,
+        event: SupervisionEvent,
+        routes: &mut Routes,
+    ) -> Result<(), ActorProcessingErr> {
+        let ended: ActorId = match &event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                tracing::error!(actor = %cell.get_id(), %error, "a job or key actor failed; it is rebuilt");
+                cell.get_id()
+            }
+            SupervisionEvent::ActorTerminated(cell, ..) => cell.get_id(),
+            _ => return Ok(()),
+        };
+        let before = routes.jobs.len() + routes.keys.len();
+        routes.jobs.retain(|_, actor| actor.get_id() != ended);
+        routes.keys.retain(|_, gate| gate.actor.get_id() != ended);
+        // One that was retired is not among the routes any more. For any other, what was in its mailbox is lost.
+        if routes.jobs.len() + routes.keys.len() < before {
+            self.sweep(&myself);
+        }
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Sends a body down: to its job, with the gate of its key.
+    async fn route(&self, myself: &ActorRef<SupervisorMsg>, routes: &mut Routes, run: RunId) {
+        let Some(start) = self.core.hub.bodies.assigned(run) else { return };
+        if let Err(error) = self.try_route(myself, routes, run, start.job, start.key.as_ref().map(|(key, _)| key)).await
+        {
+            tracing::error!(%run, %error, "a job or key actor can't be made");
+        }
+    }
+
+    async fn try_route(
+        &self,
+        myself: &ActorRef<SupervisorMsg>,
+        routes: &mut Routes,
+        run: RunId,
+        job: JobNumber,
+        key: Option<&KeyName>,
+    ) -> Result<(), SpawnErr> {
+        let gate = match key {
+            None => None,
+            Some(key) => {
+                if !routes.keys.contains_key(key) {
+                    let actor = KeyActor { core: self.core.clone(), key: key.clone() };
+                    let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
+                    routes.keys.insert(key.clone(), Gate { actor, sent: 0 });
+                }
+                routes.keys.get_mut(key).map(|gate| {
+                    gate.sent += 1;
+                    gate.actor.clone()
+                })
+            }
+        };
+        let actor = match routes.jobs.get(&job) {
+            Some(actor) => actor,
+            None => {
+                let actor = JobActor { core: self.core.clone() };
+                let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
+                routes.jobs.entry(job).or_insert(actor)
+            }
+        };
+        // One that has failed is made again when the news of that arrives, and the body is found by the sweep.
+        let _ = actor.send_message(JobMsg::Start(run, gate));
+        Ok(())
+    }
+
+    /// Finds what lost messages were about: bodies not begun, and bodies stopped that the writer has not heard of.
+    fn sweep(&self, myself: &ActorRef<SupervisorMsg>) {
+        let bodies = &self.core.hub.bodies;
+        for (run, generation) in bodies.all_stopped() {
+            settle(&self.core, run, generation);
+        }
+        for run in bodies.all_assigned() {
+            let _ = myself.send_message(SupervisorMsg::Internal(Internal::Start(run)));
+        }
+    }
+
+    /// Answers a request, in a task of its own where that takes time.
+    fn serve(&self, message: SupervisorMsg) {
+        let core = self.core.clone();
+        match message {
+            SupervisorMsg::Trigger(request, reply) => self.trigger(vec![request], move |answer| {
+                send(reply, answer.and_then(|mut replies| replies.pop().ok_or(Error::ShutDown)));
+            }),
+            SupervisorMsg::BatchTrigger(requests, reply) => {
+                self.trigger(requests, move |answer| send(reply, answer));
+            }
+            SupervisorMsg::Cancel(run, reply) => self.spawn(reply, async move { core.cancel(run).await }),
+            SupervisorMsg::CancelWhere(filter, reply) => {
+                self.spawn(reply, async move { core.cancel_where(filter).await });
+            }
+            SupervisorMsg::Retrigger(run, reply) => {
+                self.spawn(reply, async move { Ok(core.retrigger(run).await?.run) });
+            }
+            SupervisorMsg::RetriggerWhere(filter, reply) => {
+                self.spawn(reply, async move { core.retrigger_where(filter).await });
+            }
+            SupervisorMsg::Resume(run, reply) => {
+                self.spawn(reply, async move { core.resume(run, Vec::new()).await });
+            }
+            SupervisorMsg::ResumeWhere(filter, reply) => {
+                self.spawn(reply, async move { core.resume_where(filter, Vec::new()).await });
+            }
+            SupervisorMsg::Delete(run, reply) => self.spawn(reply, async move { core.delete_run(run).await }),
+            SupervisorMsg::Purge(before, reply) => {
+                self.spawn(reply, async move { core.purge_runs(before, usize::MAX).await });
+            }
+            SupervisorMsg::GetRun(run, reply) => self.spawn(reply, async move { core.store.get_run(run).await }),
+            SupervisorMsg::GetRuns(filter, reply) => {
+                self.spawn(reply, async move { core.store.get_runs(filter).await });
+            }
+            SupervisorMsg::GetSteps(run, reply) => self.spawn(reply, async move { core.store.get_steps(run).await }),
+            SupervisorMsg::GetLogs(run, reply) => self.spawn(reply, async move { core.store.get_logs(run).await }),
+            SupervisorMsg::Wait(run, timeout, reply) => self.spawn(reply, async move {
+                let wait = WaitForRun::new(core, run);
+                match timeout {
+                    Some(timeout) => wait.timeout(timeout).await,
+                    None => wait.await,
+                }
+            }),
+            SupervisorMsg::Subscribe(run, reply) => {
+                self.spawn(reply, async move { RunEvents::new(core, run).await });
+            }
+            SupervisorMsg::Events(after, reply) => {
+                let events = Events::new(core);
+                send(
+                    reply,
+                    Ok(match after {
+                        Some(sequence) => events.after(sequence),
+                        None => events,
+                    }),
+                );
+            }
+            SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
+            SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
+            SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
+            SupervisorMsg::Stop(reply) => self.spawn(reply, async move { core.stop().await }),
+            SupervisorMsg::RunUntilIdle(limit, reply) => {
+                self.spawn(reply, async move { core.run_until_idle(limit).await });
+            }
+            SupervisorMsg::Shutdown(reply) => {
+                // The actors end with the runtime, so the task is nobody's child.
+                tokio::spawn(async move { send(reply, core.shutdown().await) });
+            }
+            // Handled before.
+            SupervisorMsg::Internal(_) => {}
+        }
+    }
+
+    /// Checks and admits a trigger here, so that one that is refused holds nothing.
+    fn trigger(
+        &self,
+        requests: Vec<TriggerRequest>,
+        answer: impl FnOnce(Result<Vec<TriggerReply>, Error>) + Send + 'static,
+    ) {
+        let one = requests.len() == 1;
+        let built = requests.into_iter().enumerate().map(|(at, request)| {
+            let run = self.core.build_json(&request.job, &request.input, request.options, None);
+            run.map_err(|error| if one { error } else { error.at_index(at) })
+        });
+        let runs: Vec<NewRun> = match built.collect() {
+            Ok(runs) => runs,
+            Err(error) => return answer(Err(error)),
+        };
+        if runs.is_empty() {
+            return answer(Ok(Vec::new()));
+        }
+        let admitted = match self.core.store.try_admit(runs.iter().map(NewRun::bytes).sum()) {
+            Ok(admitted) => admitted,
+            Err(error) => return answer(Err(error)),
+        };
+        let pending = self.core.store.submit(Op::Trigger, runs, admitted);
+        tokio::spawn(async move {
+            let triggered = pending.answer().await;
+            answer(triggered.map(|triggered| {
+                let reply = |t: crate::store::op::Triggered| TriggerReply {
+                    run: t.run,
+                    disposition: t.disposition,
+                    status: t.status,
+                    input_differs: t.input_differs,
+                };
+                triggered.into_iter().map(reply).collect()
+            }));
+        });
+    }
+
+    /// Serves a request in a task, if one more may be under way.
+    fn spawn<T: Send + 'static>(&self, reply: Reply<T>, work: impl Future<Output = Result<T, Error>> + Send + 'static) {
+        match self.core.requests.clone().try_acquire_owned() {
+            Ok(permit) => drop(tokio::spawn(async move {
+                send(reply, work.await);
+                drop(permit);
+            })),
+            Err(_) => send(reply, Err(Error::Overloaded { waited: Duration::ZERO })),
+        }
+    }
+}
+
+/// Ends a gate that has had nothing to do since the last body was sent to it.
+fn retire(routes: &mut Routes, key: &KeyName, seen: u64) {
+    if routes.keys.get(key).is_some_and(|gate| gate.sent == seen)
+        && let Some(gate) = routes.keys.remove(key)
+    {
+        gate.actor.stop(None);
+    }
+}
+
+/// Answers a port; one that nobody waits on is not answered.
+fn send<T>(reply: Reply<T>, answer: Result<T, Error>) {
+    let _ = reply.send(answer);
+}

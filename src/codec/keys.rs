@@ -1,0 +1,130 @@
+//! Keys of every table: bytes whose order is the order that scans need.
+
+use std::fmt::Write;
+
+use crate::id::RunId;
+use crate::run::RunStatus;
+use crate::time::Timestamp;
+
+pub(crate) fn run(id: RunId) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+/// The run at the end of an index key, which is where every index has it.
+pub(crate) fn read_run(key: &[u8]) -> Option<RunId> {
+    RunId::from_slice(key.get(key.len().checked_sub(RunId::BYTES)?..)?)
+}
+
+/// A row that belongs to a run and is numbered within it: a step, a log line.
+pub(crate) fn of_run(id: RunId, number: u32) -> Vec<u8> {
+    joined(&[id.as_bytes(), &number.to_be_bytes()])
+}
+
+pub(crate) fn read_step(key: &[u8]) -> Option<(RunId, u32)> {
+    let (id, number) = key.split_at_checked(RunId::BYTES)?;
+    Some((RunId::from_slice(id)?, u32::from_be_bytes(number.try_into().ok()?)))
+}
+
+pub(crate) fn by_status_prefix(status: RunStatus) -> Vec<u8> {
+    vec![status.to_byte()]
+}
+
+pub(crate) fn by_status(status: RunStatus, id: RunId) -> Vec<u8> {
+    joined(&[&[status.to_byte()], id.as_bytes()])
+}
+
+pub(crate) fn by_job_prefix(job: u32) -> Vec<u8> {
+    job.to_be_bytes().to_vec()
+}
+
+pub(crate) fn by_job(job: u32, id: RunId) -> Vec<u8> {
+    joined(&[&job.to_be_bytes(), id.as_bytes()])
+}
+
+/// Lengths before the texts, so that no text can pass for another with a different split.
+pub(crate) fn by_label_prefix(key: &str, value: &str) -> Vec<u8> {
+    joined(&[&length(key), key.as_bytes(), &length(value), value.as_bytes()])
+}
+
+pub(crate) fn by_label(key: &str, value: &str, id: RunId) -> Vec<u8> {
+    joined(&[&length(key), key.as_bytes(), &length(value), value.as_bytes(), id.as_bytes()])
+}
+
+pub(crate) fn idempotency(job: u32, key: &str) -> Vec<u8> {
+    joined(&[&job.to_be_bytes(), key.as_bytes()])
+}
+
+/// Terminal runs in order of their end: what retention walks.
+pub(crate) fn ended(at: Timestamp, id: RunId) -> Vec<u8> {
+    joined(&[&at.as_millis().to_be_bytes(), id.as_bytes()])
+}
+
+pub(crate) fn read_ended(key: &[u8]) -> Option<(Timestamp, RunId)> {
+    let (at, id) = key.split_at_checked(8)?;
+    Some((Timestamp::from_millis(u64::from_be_bytes(at.try_into().ok()?)), RunId::from_slice(id)?))
+}
+
+/// The first key after every key that begins with `prefix`; `None` where there is none.
+pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// A key in an error message.
+pub(crate) fn show(key: &[u8]) -> String {
+    let mut text = String::with_capacity(key.len() * 2);
+    for byte in key.iter().take(64) {
+        // Writing to a string has no failure.
+        let _ = write!(text, "{byte:02x}");
+    }
+    if key.len() > 64 {
+        text.push('…');
+    }
+    text
+}
+
+fn length(text: &str) -> [u8; 2] {
+    u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_after_all_its_keys() {
+        assert_eq!(after_prefix(&[1, 2]), Some(vec![1, 3]));
+        assert_eq!(after_prefix(&[1, 0xff]), Some(vec![2]));
+        assert_eq!(after_prefix(&[0xff, 0xff]), None);
+        assert_eq!(after_prefix(&[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn step_keys_sort_by_run_and_then_number(a: (u128, u32), b: (u128, u32)) {
+            let key = |(id, n): (u128, u32)| of_run(RunId::numbered(id), n);
+            prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+            prop_assert_eq!(read_step(&key(a)), Some((RunId::numbered(a.0), a.1)));
+        }
+
+        #[test]
+        fn label_prefixes_never_hold_another_label(a: (String, String), b: (String, String), id: u128) {
+            let id = RunId::numbered(id);
+            let prefix = by_label_prefix(&a.0, &a.1);
+            let other = by_label(&b.0, &b.1, id);
+            prop_assert_eq!(other.len() == prefix.len() + 16 && other.starts_with(&prefix), a == b);
+            prop_assert_eq!(read_run(&other), Some(id));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Mirror structs: what the records hold, apart from the public types, so that those can change and files stay.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::RunId;
+use crate::time::Timestamp;
+
+/// What never changes about a run; its payload is the input. Written once, by the commit that creates the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunRecord {
+    pub(crate) job: u32,
+    pub(crate) created_at: Timestamp,
+    pub(crate) idempotency_key: Option<String>,
+    /// The key is in force at least this long from the trigger; `None`: as long as the run.
+    pub(crate) idempotency_ttl_ms: Option<u64>,
+    pub(crate) concurrency_key: Option<String>,
+    /// Runs of the concurrency key at a time, as this run asks.
+    pub(crate) key_limit: u32,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) fingerprint: [u8; 16],
+    pub(crate) retriggered_from: Option<RunId>,
+    /// The place in line that this run took over from the run it replaced.
+    pub(crate) ticket: Option<RunId>,
+}
+
+/// What changes about a run. Absent while a run waits for its first start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StateRecord {
+    pub(crate) status: u8,
+    pub(crate) generation: u64,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) completed_at: Option<Timestamp>,
+    pub(crate) updated_at: Option<Timestamp>,
+    /// Consecutive crashes while executing without a new checkpoint, the execution under way counted as one.
+    pub(crate) crashes: u32,
+    /// Times the run was taken up again after a crash.
+    pub(crate) recoveries: u32,
+    /// Waits in front of the runs that never started.
+    pub(crate) front: bool,
+    /// The place in line, where it is not the run's own id.
+    pub(crate) ticket: Option<RunId>,
+    /// Steps that completed, and one more than the highest index among them.
+    pub(crate) steps_completed: u32,
+    pub(crate) step_index: u32,
+    /// Bytes of all checkpoints.
+    pub(crate) steps_bytes: u64,
+    pub(crate) progress: Option<ProgressRecord>,
+    pub(crate) error: Option<ErrorRecord>,
+    pub(crate) replaced_by: Option<RunId>,
+    pub(crate) logs: LogTally,
+    /// Why a pending run is not started: its stored input can't be decoded by the registered code.
+    pub(crate) blocked: Option<String>,
+}
+
+/// Which log lines of a run are kept: numbers `first..next`, and how many went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogTally {
+    pub(crate) first: u32,
+    pub(crate) next: u32,
+    pub(crate) bytes: u64,
+    pub(crate) dropped: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ProgressRecord {
+    pub(crate) current: u64,
+    pub(crate) total: Option<u64>,
+    pub(crate) message: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ErrorRecord {
+    pub(crate) kind: u8,
+    pub(crate) message: String,
+    pub(crate) chain: Vec<String>,
+    pub(crate) step: Option<String>,
+    pub(crate) terminal: bool,
+}
+
+/// A checkpoint; its payload is the output where the step completed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StepRecord {
+    pub(crate) key: String,
+    /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes.
+    pub(crate) generation: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) completed_at: Timestamp,
+    pub(crate) attempts: u32,
+    pub(crate) error: Option<ErrorRecord>,
+}
+
+/// A log line; its payload is the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogRecord {
+    pub(crate) level: u8,
+    pub(crate) at: Timestamp,
+    pub(crate) step: Option<String>,
+    pub(crate) message: String,
+}
+
+/// A job's name has a number on disk, so that index keys stay short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobRecord {
+    pub(crate) number: u32,
+}
+
+/// What a pending run's index row says, so that lines can be rebuilt from one scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LineRecord {
+    pub(crate) job: u32,
+    pub(crate) key: Option<(String, u32)>,
+    pub(crate) generation: u64,
+    pub(crate) crashes: u32,
+    pub(crate) front: bool,
+    pub(crate) ticket: Option<RunId>,
+    /// Put aside until other code is registered.
+    pub(crate) blocked: bool,
+}
+
+/// Terminal runs of a job: completed, failed, cancelled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TallyRecord {
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) cancelled: u64,
+}

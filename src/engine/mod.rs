@@ -1,0 +1,494 @@
+//! The pure engine: which run goes next, who holds a key, who may write.
+//!
+//! `(state, event, now) -> claims`: the writer tells it what happens, in group order ([`Engine::apply`]), and takes the runs
+//! that may start now ([`Engine::claim`]), whose leases it writes in the same transaction. There is no I/O, clock, randomness or async in here, and what it holds can be rebuilt from the
+//! file at any time: a pending run is a place in line, an executing one its lease.
+//!
+//! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), probation
+//! ([`probation`]) and the waits between bodies ([`waits`]); [`transition`] says what may be done to a run in which status.
+
+mod job;
+mod key;
+mod probation;
+mod transition;
+mod waits;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use transition::{Action, Recovered, recover, refuse};
+pub(crate) use waits::Awaited;
+
+use crate::id::RunId;
+use job::Line;
+use key::{Key, Waiting};
+use probation::Probation;
+
+/// A job's number in the file.
+pub(crate) type JobNumber = u32;
+/// The fencing token of a lease: it only grows.
+pub(crate) type Generation = u64;
+pub(crate) type KeyName = Arc<str>;
+
+/// A place in line: recovered and woken runs first, then by ticket, which is the run's own id unless it took over another's
+/// place or went to the back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    behind: bool,
+    ticket: RunId,
+}
+
+impl Place {
+    pub(crate) fn new(front: bool, ticket: RunId) -> Self {
+        Place { behind: !front, ticket }
+    }
+
+    /// The run whose place it is, or was.
+    pub(crate) fn ticket(self) -> RunId {
+        self.ticket
+    }
+}
+
+/// A run that waits to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Queued {
+    pub(crate) run: RunId,
+    pub(crate) job: JobNumber,
+    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) place: Place,
+    /// Its last lease; zero if it was never started.
+    pub(crate) generation: Generation,
+    /// Consecutive crashes while executing, without a new checkpoint.
+    pub(crate) crashes: u32,
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Code for a job is there now, with the most runs of it at a time.
+    Registered { job: JobNumber, limit: u32 },
+    /// A run waits: triggered, recovered, resumed or handed back.
+    Queued(Queued),
+    /// A pending run waits no more: cancelled, replaced, or put aside.
+    Withdrawn { run: RunId, job: JobNumber, key: Option<KeyName> },
+    /// A run recorded a checkpoint, which ends its probation.
+    Checkpointed { run: RunId },
+    /// An executing run has its outcome: it writes no more. Key and slot stay held until its body has stopped.
+    Ended { run: RunId },
+    /// The body of that lease is really gone.
+    Stopped { run: RunId, generation: Generation },
+    /// No run is started from here on, or again.
+    Paused(bool),
+    /// Time has passed.
+    Tick,
+}
+
+/// The command that the engine gives: write the lease of this run, and start its body once that is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    /// What the count of crashes will be if this execution crashes.
+    pub(crate) crashes: u32,
+    pub(crate) key: Option<(KeyName, u32)>,
+}
+
+/// Whether a write for a run may be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Fence {
+    /// The lease is in force.
+    Holds,
+    /// The run has its outcome (cancelled, say); its body is still stopping.
+    Ended,
+    /// Another lease, or none.
+    Stale,
+}
+
+#[derive(Debug)]
+struct Executing {
+    job: JobNumber,
+    generation: Generation,
+    key: Option<KeyName>,
+    key_limit: u32,
+    ended: bool,
+    /// Resumed while the older body was still stopping: it goes in line when that is gone.
+    next: Option<Queued>,
+}
+
+/// What is known of a pending run beyond its place, for those that differ from a newly triggered one.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    place: Place,
+    generation: Generation,
+    crashes: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    slots: u32,
+    paused: bool,
+    lines: BTreeMap<JobNumber, Line>,
+    keys: BTreeMap<KeyName, Key>,
+    /// Runs of a key that stand in their job's line: at most one a key at a time.
+    offers: BTreeMap<Place, KeyName>,
+    /// Heads of the lines that may start a run now.
+    heads: BTreeSet<(Place, JobNumber)>,
+    /// Whose place it is, where the ticket is not the run's own id.
+    tickets: BTreeMap<Place, RunId>,
+    pasts: BTreeMap<RunId, Past>,
+    executing: BTreeMap<RunId, Executing>,
+    probation: Probation,
+    waits: BTreeMap<RunId, Awaited>,
+}
+
+impl Engine {
+    /// An engine with room for `slots` executing runs, nothing in line.
+    pub(crate) fn new(slots: u32, paused: bool) -> Self {
+        Engine {
+            slots,
+            paused,
+            lines: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            heads: BTreeSet::new(),
+            tickets: BTreeMap::new(),
+            pasts: BTreeMap::new(),
+            executing: BTreeMap::new(),
+            probation: Probation::default(),
+            waits: BTreeMap::new(),
+        }
+    }
+
+    /// Takes up an event. Claims are not made here but in [`Engine::claim`], so that the items of a batch are decided before
+    /// any of them starts.
+    pub(crate) fn apply(&mut self, event: Event, now: Duration) {
+        match event {
+            Event::Registered { job, limit } => {
+                let line = self.lines.entry(job).or_default();
+                line.registered = true;
+                line.limit = limit;
+                self.unpark();
+                self.refresh(job);
+            }
+            Event::Queued(queued) => self.queue(queued),
+            Event::Withdrawn { run, job, key } => self.withdraw(run, job, key),
+            Event::Checkpointed { run } => {
+                if self.probation.clear(run) {
+                    self.unpark();
+                }
+            }
+            Event::Ended { run } => {
+                if let Some(executing) = self.executing.get_mut(&run) {
+                    executing.ended = true;
+                }
+                self.waits.retain(|_, target| target.run != run);
+            }
+            Event::Stopped { run, generation } => self.stopped(run, generation),
+            Event::Paused(paused) => self.paused = paused,
+            Event::Tick => {
+                if self.probation.expire(now) {
+                    self.unpark();
+                }
+            }
+        }
+        self.validate();
+    }
+
+    /// The next run to start, if one may.
+    pub(crate) fn claim(&mut self, now: Duration) -> Option<Claim> {
+        if self.paused || self.executing.len() >= self.slots as usize {
+            return None;
+        }
+        let (place, job) = *self.heads.first()?;
+        let line = self.lines.get_mut(&job)?;
+        line.ready.remove(&place);
+        line.pending -= 1;
+        line.executing += 1;
+        let run = self.tickets.remove(&place).unwrap_or(place.ticket);
+        let past = self.pasts.remove(&run);
+        let generation = past.map_or(0, |past| past.generation) + 1;
+        let crashes = past.map_or(0, |past| past.crashes) + 1;
+        let mut held = None;
+        if let Some(name) = self.offers.remove(&place)
+            && let Some(key) = self.keys.get_mut(&name)
+        {
+            let limit = key.hold(place, run);
+            held = Some((name, limit));
+        }
+        self.executing.insert(
+            run,
+            Executing {
+                job,
+                generation,
+                key: held.as_ref().map(|(name, _)| name.clone()),
+                key_limit: held.as_ref().map_or(0, |(_, limit)| *limit),
+                ended: false,
+                next: None,
+            },
+        );
+        self.probation.started(run, now);
+        self.refresh(job);
+        if let Some((name, _)) = &held {
+            self.offer(&name.clone());
+        }
+        self.validate();
+        Some(Claim { run, generation, crashes, key: held })
+    }
+
+    /// Whether a lease may write.
+    pub(crate) fn fence(&self, run: RunId, generation: Generation) -> Fence {
+        match self.executing.get(&run) {
+            Some(executing) if executing.generation == generation && executing.ended => Fence::Ended,
+            Some(executing) if executing.generation == generation => Fence::Holds,
+            _ => Fence::Stale,
+        }
+    }
+
+    /// A lease that is in force already: after the file was reopened, its body lives on.
+    pub(crate) fn adopt(&mut self, queued: &Queued, ended: bool) {
+        let line = self.lines.entry(queued.job).or_default();
+        line.executing += 1;
+        if let Some((name, limit)) = &queued.key {
+            self.keys.entry(name.clone()).or_default().holders.push((queued.run, *limit));
+        }
+        let executing = Executing {
+            job: queued.job,
+            generation: queued.generation,
+            key: queued.key.as_ref().map(|(name, _)| name.clone()),
+            key_limit: queued.key.as_ref().map_or(0, |(_, limit)| *limit),
+            ended,
+            next: None,
+        };
+        self.executing.insert(queued.run, executing);
+        self.refresh(queued.job);
+    }
+
+    /// The newest run of this job and key that waits and has never started.
+    pub(crate) fn waiting(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
+        let key = self.keys.get(key)?;
+        let (place, _) = key.waiting.iter().rev().find(|(_, waiting)| waiting.job == job && !waiting.started)?;
+        Some((self.tickets.get(place).copied().unwrap_or(place.ticket), *place))
+    }
+
+    /// Runs with a body, whatever their status.
+    pub(crate) fn bodies(&self) -> usize {
+        self.executing.len()
+    }
+
+    /// Whether a run could be started if the engine was not paused, now or once an executing one has ended.
+    pub(crate) fn has_startable(&self) -> bool {
+        !self.heads.is_empty()
+            || self.lines.values().any(|line| line.registered && !line.ready.is_empty())
+            || self.executing.values().any(|executing| executing.next.is_some())
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Pending and executing runs of every job.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (JobNumber, u64, u64)> + '_ {
+        self.lines.iter().map(|(job, line)| {
+            let ended = self.executing.values().filter(|executing| executing.job == *job && executing.ended).count();
+            (*job, line.pending, u64::from(line.executing) - ended as u64)
+        })
+    }
+
+    /// When [`Event::Tick`] is due next.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.probation.deadline()
+    }
+
+    fn queue(&mut self, queued: Queued) {
+        if let Some(executing) = self.executing.get_mut(&queued.run) {
+            executing.next = Some(queued);
+            return;
+        }
+        let Queued { run, job, key, place, generation, crashes } = queued;
+        if place.ticket != run {
+            self.tickets.insert(place, run);
+        }
+        if generation > 0 || place.ticket != run {
+            self.pasts.insert(run, Past { place, generation, crashes });
+        }
+        self.lines.entry(job).or_default().pending += 1;
+        match key {
+            None => self.make_ready(place, run, job),
+            Some((name, limit)) => {
+                let waiting = Waiting { job, limit, started: generation > 0 };
+                self.keys.entry(name.clone()).or_default().waiting.insert(place, waiting);
+                self.offer(&name);
+            }
+        }
+    }
+
+    fn withdraw(&mut self, run: RunId, job: JobNumber, key: Option<KeyName>) {
+        if let Some(executing) = self.executing.get_mut(&run) {
+            executing.next = None;
+            return;
+        }
+        let place = self.pasts.remove(&run).map_or(Place::new(false, run), |past| past.place);
+        self.tickets.remove(&place);
+        if let Some(line) = self.lines.get_mut(&job) {
+            line.pending -= 1;
+        }
+        match key {
+            None => self.unready(place, run, job),
+            Some(name) => {
+                if self.offers.contains_key(&place) {
+                    self.unoffer(place, run, job, &name);
+                }
+                if let Some(key) = self.keys.get_mut(&name) {
+                    key.waiting.remove(&place);
+                }
+                self.offer(&name);
+            }
+        }
+    }
+
+    fn stopped(&mut self, run: RunId, generation: Generation) {
+        if self.executing.get(&run).is_none_or(|executing| executing.generation != generation) {
+            return;
+        }
+        let Some(executing) = self.executing.remove(&run) else { return };
+        self.waits.remove(&run);
+        if let Some(line) = self.lines.get_mut(&executing.job) {
+            line.executing -= 1;
+        }
+        if self.probation.clear(run) {
+            self.unpark();
+        }
+        self.refresh(executing.job);
+        if let Some(name) = executing.key {
+            if let Some(key) = self.keys.get_mut(&name) {
+                key.release(run);
+            }
+            self.offer(&name);
+        }
+        if let Some(next) = executing.next {
+            self.queue(next);
+        }
+    }
+
+    /// Puts the first run of a key in its job's line, if the key has room, and takes back one that is first no more.
+    fn offer(&mut self, name: &KeyName) {
+        let Some(key) = self.keys.get(name) else { return };
+        let wanted = key.next();
+        let offered = key.offered;
+        if offered != wanted {
+            if let Some(place) = offered {
+                let run = self.run_at(place);
+                if let Some(waiting) = key.waiting.get(&place) {
+                    let job = waiting.job;
+                    self.unoffer(place, run, job, name);
+                }
+            }
+            if let Some(place) = wanted
+                && let Some(key) = self.keys.get_mut(name)
+                && let Some(waiting) = key.waiting.get(&place)
+            {
+                let job = waiting.job;
+                key.offered = Some(place);
+                self.offers.insert(place, name.clone());
+                let run = self.run_at(place);
+                self.make_ready(place, run, job);
+            }
+        }
+        if self.keys.get(name).is_some_and(Key::is_idle) {
+            self.keys.remove(name);
+        }
+    }
+
+    fn unoffer(&mut self, place: Place, run: RunId, job: JobNumber, name: &KeyName) {
+        self.offers.remove(&place);
+        if let Some(key) = self.keys.get_mut(name) {
+            key.offered = None;
+        }
+        self.unready(place, run, job);
+    }
+
+    fn make_ready(&mut self, place: Place, run: RunId, job: JobNumber) {
+        let line = self.lines.entry(job).or_default();
+        let suspect = self.pasts.get(&run).is_some_and(|past| past.crashes >= probation::CRASHES);
+        if suspect && !(line.registered && self.probation.admit(run)) {
+            self.probation.park(place, run, job);
+        } else {
+            line.ready.insert(place);
+            self.refresh(job);
+        }
+    }
+
+    fn unready(&mut self, place: Place, run: RunId, job: JobNumber) {
+        self.probation.unpark(place);
+        if let Some(line) = self.lines.get_mut(&job) {
+            line.ready.remove(&place);
+        }
+        self.refresh(job);
+        if self.probation.clear(run) {
+            self.unpark();
+        }
+    }
+
+    /// Lets the next probationer into its line.
+    fn unpark(&mut self) {
+        let lines = &self.lines;
+        let registered = |job: JobNumber| lines.get(&job).is_some_and(|line| line.registered);
+        if let Some((place, job)) = self.probation.next(registered) {
+            self.lines.entry(job).or_default().ready.insert(place);
+            self.refresh(job);
+        }
+    }
+
+    /// Brings a line's entry among the heads up to date.
+    fn refresh(&mut self, job: JobNumber) {
+        let Some(line) = self.lines.get_mut(&job) else { return };
+        let head = line.head();
+        if line.shown != head {
+            if let Some(old) = line.shown {
+                self.heads.remove(&(old, job));
+            }
+            if let Some(new) = head {
+                self.heads.insert((new, job));
+            }
+            line.shown = head;
+        }
+    }
+
+    fn run_at(&self, place: Place) -> RunId {
+        self.tickets.get(&place).copied().unwrap_or(place.ticket)
+    }
+
+    /// What always holds. Checked after every event in debug builds, so every test of anything checks it.
+    fn validate(&self) {
+        if !cfg!(debug_assertions) || self.lines.values().map(|line| line.pending).sum::<u64>() > 200 {
+            return;
+        }
+        for (name, key) in &self.keys {
+            assert!(!key.is_idle(), "idle key {name} is kept");
+            key.validate(name);
+            if let Some(place) = key.offered {
+                assert_eq!(self.offers.get(&place), Some(name), "an offer of {name} is not in the index");
+            }
+        }
+        let offered = self.keys.values().filter(|key| key.offered.is_some()).count();
+        assert_eq!(offered, self.offers.len(), "offers without a key");
+        for (job, line) in &self.lines {
+            line.validate();
+            let executing = self.executing.values().filter(|executing| executing.job == *job).count();
+            assert_eq!(executing, line.executing as usize, "executing runs of job {job}");
+            let head = line.shown.map(|head| (head, *job));
+            assert!(head.is_none_or(|head| self.heads.contains(&head)), "head of job {job} is not shown");
+        }
+        for (run, executing) in &self.executing {
+            if let Some(name) = &executing.key {
+                let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(*run, executing.key_limit)));
+                assert!(held, "{run} executes without holding {name}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! The engine as tables of cases.

@@ -1,0 +1,247 @@
+//! What happened: every committed transition in commit order, and the liveliness in between.
+
+mod bell;
+pub(crate) mod ring;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub(crate) use bell::{Bell, Ended};
+pub(crate) use ring::{Buffered, Reader, Ring};
+pub use stream::{Events, Received, RunEvents};
+
+use crate::error::Error;
+use crate::id::RunId;
+use crate::limits::EVENT_PAYLOAD_BYTES_MAX;
+use crate::run::{LogLevel, Progress, RunError};
+use crate::time::Timestamp;
+
+/// Something that happened to a run.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Event {
+    /// For a committed event its own number: it grows by one with each, in commit order, over restarts too. An uncommitted
+    /// event carries the number of the last committed one before it. 0 in the snapshot that begins a run's own stream.
+    pub sequence: u64,
+    /// Whether this is on disk. Step starts, progress and log lines are told as they happen, before they are.
+    pub committed: bool,
+    /// When it happened, by the wall clock.
+    pub timestamp: Timestamp,
+    /// The run it happened to.
+    pub run_id: RunId,
+    /// The run's job.
+    pub job_name: Arc<str>,
+    /// The run's labels.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened to a run.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// It was created, by a trigger, a batch or a retrigger.
+    RunTriggered {
+        /// The stored input.
+        input: Payload,
+    },
+    /// A trigger was answered with this waiting run instead of a new one.
+    RunCoalesced {
+        /// The input that was not used.
+        skipped_input: Payload,
+        /// The labels that were not used.
+        skipped_labels: BTreeMap<String, String>,
+    },
+    /// Its lease was given to a run actor: its body starts.
+    RunLeased {
+        /// The stored input.
+        input: Payload,
+        /// The runtime that holds the lease.
+        lease_owner: Arc<str>,
+        /// The lease's generation.
+        generation: u64,
+    },
+    /// It is pending again: handed back by a shutdown, or found leased after a crash.
+    RunReleased {
+        /// Whether a crash was the reason.
+        crashed: bool,
+    },
+    /// It stays pending: the registered code can't decode its stored input.
+    RunBlocked {
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A failed or cancelled run was put back in line.
+    RunResumed,
+    /// Its body reported progress. Uncommitted.
+    RunProgress {
+        /// How far it is.
+        progress: Progress,
+    },
+    /// It completed.
+    RunCompleted {
+        /// The stored output.
+        output: Payload,
+        /// How long this execution took.
+        duration: Duration,
+    },
+    /// It failed.
+    RunFailed {
+        /// With what; its `step` names the step whose error ended the run.
+        error: RunError,
+    },
+    /// It was cancelled, or replaced.
+    RunCancelled {
+        /// The run that took its place.
+        replaced_by: Option<RunId>,
+    },
+    /// It was deleted, or purged.
+    RunDeleted,
+    /// A step's body starts; replayed steps say nothing. Uncommitted.
+    StepStarted {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+    },
+    /// A step's output was recorded.
+    StepCompleted {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+        /// What it returned.
+        output: Payload,
+        /// How long its body took.
+        duration: Duration,
+    },
+    /// A step's final failure was recorded.
+    StepFailed {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+        /// With what it failed.
+        error: RunError,
+    },
+    /// A step returned after its run was cancelled: nothing of it was recorded. Uncommitted.
+    StepCancelled {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+    },
+    /// The body wrote a log line. Uncommitted.
+    LogWritten {
+        /// The step in whose body it was written.
+        step: Option<Arc<str>>,
+        /// How much it matters.
+        level: LogLevel,
+        /// The text.
+        message: String,
+        /// The fields, or null.
+        data: Value,
+    },
+    /// The runtime could not do something for this run; it will be tried again, or its row is corrupted.
+    RuntimeError {
+        /// What, in words.
+        message: String,
+    },
+}
+
+impl EventKind {
+    /// The kind's name on the wire: `run:trigger`, `step:complete`, …
+    pub fn name(&self) -> &'static str {
+        match self {
+            EventKind::RunTriggered { .. } => "run:trigger",
+            EventKind::RunCoalesced { .. } => "run:coalesced",
+            EventKind::RunLeased { .. } => "run:leased",
+            EventKind::RunReleased { .. } => "run:released",
+            EventKind::RunBlocked { .. } => "run:blocked",
+            EventKind::RunResumed => "run:resume",
+            EventKind::RunProgress { .. } => "run:progress",
+            EventKind::RunCompleted { .. } => "run:complete",
+            EventKind::RunFailed { .. } => "run:fail",
+            EventKind::RunCancelled { .. } => "run:cancel",
+            EventKind::RunDeleted => "run:delete",
+            EventKind::StepStarted { .. } => "step:start",
+            EventKind::StepCompleted { .. } => "step:complete",
+            EventKind::StepFailed { .. } => "step:fail",
+            EventKind::StepCancelled { .. } => "step:cancel",
+            EventKind::LogWritten { .. } => "log:write",
+            EventKind::RuntimeError { .. } => "worker:error",
+        }
+    }
+
+    /// Whether the run's own stream ends with this.
+    pub fn ends_run(&self) -> bool {
+        matches!(
+            self,
+            EventKind::RunCompleted { .. }
+                | EventKind::RunFailed { .. }
+                | EventKind::RunCancelled { .. }
+                | EventKind::RunDeleted
+        )
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            EventKind::RunTriggered { input } | EventKind::RunLeased { input, .. } => input.len(),
+            EventKind::RunCoalesced { skipped_input, .. } => skipped_input.len(),
+            EventKind::RunCompleted { output, .. } | EventKind::StepCompleted { output, .. } => output.len(),
+            EventKind::LogWritten { message, .. } => message.len() * 2,
+            EventKind::RunFailed { error } | EventKind::StepFailed { error, .. } => error.message.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Buffered for Event {
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn bytes(&self) -> usize {
+        std::mem::size_of::<Event>() + self.kind.payload_bytes()
+    }
+}
+
+/// JSON inside an event, as it is stored; left out where it is over 64 KiB.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Payload(Option<Bytes>);
+
+impl Payload {
+    pub(crate) fn new(json: &Bytes) -> Self {
+        Payload(Some(json.clone()).filter(|json| json.len() <= EVENT_PAYLOAD_BYTES_MAX))
+    }
+
+    /// The JSON text; `None` if it was too large for an event.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        self.0.as_deref()
+    }
+
+    /// The JSON value; `None` if it was too large for an event.
+    pub fn value(&self) -> Option<Value> {
+        serde_json::from_slice(self.0.as_deref()?).ok()
+    }
+
+    /// The value as a type.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if it was left out of the event or does not fit.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let json = self.0.as_deref().unwrap_or(b"null");
+        crate::job::schema::decode(json).map_err(|error| Error::decode("event payload", error))
+    }
+
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, Bytes::len)
+    }
+}

@@ -1,0 +1,140 @@
+//! Run ids: ULIDs that grow in trigger order, and the one source of randomness behind them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use ulid::Ulid;
+
+use crate::time::Timestamp;
+
+/// The id of a run: a ULID, monotonic in trigger order over the whole life of a file.
+///
+/// Shown, parsed and serialized as its 26 characters of Crockford base 32. Comparing two ids compares the order in which
+/// their triggers were committed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId([u8; 16]);
+
+impl RunId {
+    pub(crate) const BYTES: usize = 16;
+    pub(crate) const MIN: RunId = RunId([0; 16]);
+    pub(crate) const MAX: RunId = RunId([0xff; 16]);
+
+    pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
+        RunId(bytes)
+    }
+
+    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+        Some(RunId(bytes.try_into().ok()?))
+    }
+
+    pub(crate) const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn numbered(n: u128) -> Self {
+        RunId(n.to_be_bytes())
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; ulid::ULID_LEN];
+        f.pad(Ulid::from_bytes(self.0).array_to_str(&mut text))
+    }
+}
+
+impl fmt::Debug for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RunId({self})")
+    }
+}
+
+/// A text that is not the 26 characters of a run id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a run id: expected 26 characters of Crockford base 32")]
+pub struct ParseRunIdError(());
+
+impl FromStr for RunId {
+    type Err = ParseRunIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = Ulid::from_string(text).map_err(|_| ParseRunIdError(()))?;
+        Ok(RunId(id.to_bytes()))
+    }
+}
+
+impl Serialize for RunId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+    }
+}
+
+impl<'de> Deserialize<'de> for RunId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+            text.parse().map_err(serde::de::Error::custom)
+        } else {
+            Ok(RunId(<[u8; 16]>::deserialize(deserializer)?))
+        }
+    }
+}
+
+/// Makes run ids that only grow, whatever the clock does.
+///
+/// Lives in the writer, so that the order of ids is the order of commits.
+#[derive(Debug)]
+pub(crate) struct IdSource {
+    last: RunId,
+    random: fastrand::Rng,
+}
+
+impl IdSource {
+    /// `last` is the greatest id the file has ever given out; `seed` fixes the random part for a simulation.
+    pub(crate) fn new(last: RunId, seed: Option<u64>) -> Self {
+        let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        IdSource { last, random }
+    }
+
+    /// The next id: of this millisecond, or one above the last where the clock stood still or went back.
+    pub(crate) fn next(&mut self, now: Timestamp) -> RunId {
+        let fresh = Ulid::from_parts(now.as_millis(), self.random.u128(..));
+        // The random part keeps its top bit free, so that a millisecond has room to count up in.
+        let fresh = u128::from_be_bytes(fresh.to_bytes()) & !(1 << 79);
+        let last = u128::from_be_bytes(self.last.0);
+        let next = if fresh >> 80 > last >> 80 { fresh } else { last.saturating_add(1) };
+        self.last = RunId(next.to_be_bytes());
+        self.last
+    }
+
+    pub(crate) fn last(&self) -> RunId {
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_grow_when_the_clock_stands_or_goes_back() {
+        let mut ids = IdSource::new(RunId::MIN, Some(7));
+        let mut last = RunId::MIN;
+        for ms in [1_000, 1_000, 1_001, 500, 0, 2_000, 2_000] {
+            let id = ids.next(Timestamp::from_millis(ms));
+            assert!(id > last, "{id} after {last} at {ms} ms");
+            last = id;
+        }
+    }
+
+    #[test]
+    fn an_id_survives_its_text() {
+        let id = IdSource::new(RunId::MIN, Some(1)).next(Timestamp::from_millis(1_700_000_000_000));
+        assert_eq!(id.to_string().len(), 26);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("not-an-id".parse::<RunId>().is_err());
+        assert!("".parse::<RunId>().is_err());
+    }
+}

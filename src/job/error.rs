@@ -1,0 +1,255 @@
+//! What job bodies and steps fail with.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::records::ErrorRecord;
+use crate::limits::ERROR_TEXT_BYTES_MAX;
+use crate::run::RunError;
+
+/// The result of a job body, and of a step.
+pub type JobResult<T> = Result<T, JobError>;
+
+/// What sort of failure ended a run or a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The code returned an error.
+    Error,
+    /// The code panicked; the message is the panic's.
+    Panic,
+    /// The step took longer than its timeout.
+    Timeout,
+    /// The run took the process with it too often without a new checkpoint.
+    Poisoned,
+    /// A step key was used twice in one execution; the message names both places.
+    StepReused,
+    /// A step was called inside another step's body.
+    StepNested,
+    /// A stored checkpoint does not fit the type that the code expects now; resume after a fix.
+    CheckpointMismatch,
+    /// A value can't be stored as JSON and read back.
+    NotStorable,
+    /// A value, a key or a number of steps is over its limit.
+    OverLimit,
+    /// The output does not satisfy the job's schema.
+    InvalidOutput,
+    /// A row of the run can't be read.
+    Corrupted,
+    /// A step was called after its body had ended.
+    Detached,
+    /// Not known to this version.
+    Other,
+}
+
+impl ErrorKind {
+    const NUMBERED: [ErrorKind; 12] = [
+        ErrorKind::Error,
+        ErrorKind::Panic,
+        ErrorKind::Timeout,
+        ErrorKind::Poisoned,
+        ErrorKind::StepReused,
+        ErrorKind::StepNested,
+        ErrorKind::CheckpointMismatch,
+        ErrorKind::NotStorable,
+        ErrorKind::OverLimit,
+        ErrorKind::InvalidOutput,
+        ErrorKind::Corrupted,
+        ErrorKind::Detached,
+    ];
+
+    /// The number on disk, part of the file format.
+    pub(crate) fn to_byte(self) -> u8 {
+        Self::NUMBERED.iter().position(|kind| *kind == self).map_or(u8::MAX, |at| at as u8)
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        Self::NUMBERED.get(usize::from(byte)).copied().unwrap_or(ErrorKind::Other)
+    }
+}
+
+/// What a job body or a step fails with: any error, as data that can be stored.
+///
+/// `?` makes one from every `std::error::Error`, from `anyhow::Error` and from texts. Message and source chain are taken
+/// at once, since they are what is stored; a body sees the same error live and replayed. So it can't be downcast, and it does
+/// not implement `Error` itself; [`JobError::into_boxed`] gives one that does.
+pub struct JobError {
+    record: Box<ErrorRecord>,
+}
+
+impl JobError {
+    /// An error of this message.
+    pub fn msg(message: impl fmt::Display) -> Self {
+        Self::of_kind(ErrorKind::Error, message.to_string())
+    }
+
+    pub(crate) fn of_kind(kind: ErrorKind, message: String) -> Self {
+        let record =
+            ErrorRecord { kind: kind.to_byte(), message: cut(message), chain: Vec::new(), step: None, terminal: false };
+        JobError { record: Box::new(record) }
+    }
+
+    pub(crate) fn from_record(record: ErrorRecord) -> Self {
+        JobError { record: Box::new(record) }
+    }
+
+    pub(crate) fn into_record(self) -> ErrorRecord {
+        *self.record
+    }
+
+    /// Says what was being done: the new message, with the old one first in the chain.
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        let message = std::mem::replace(&mut self.record.message, cut(context.to_string()));
+        self.record.chain.insert(0, message);
+        self
+    }
+
+    /// Marks an error that must not be retried.
+    pub fn terminal(mut self) -> Self {
+        self.record.terminal = true;
+        self
+    }
+
+    /// Whether [`JobError::terminal`] marked it.
+    pub fn is_terminal(&self) -> bool {
+        self.record.terminal
+    }
+
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::from_byte(self.record.kind)
+    }
+
+    /// The message of the outermost error.
+    pub fn message(&self) -> &str {
+        &self.record.message
+    }
+
+    /// The messages of its sources, outermost first.
+    pub fn chain(&self) -> impl Iterator<Item = &str> {
+        self.record.chain.iter().map(String::as_str)
+    }
+
+    /// The step it came from, if it came from one.
+    pub fn step(&self) -> Option<&str> {
+        self.record.step.as_deref()
+    }
+
+    /// A step's error that came through `into_boxed` and a helper's own error type is still that step's.
+    fn inherit(&mut self, cause: &(dyn StdError + 'static)) {
+        if let Some(origin) = cause.downcast_ref::<Boxed>().and_then(|boxed| boxed.origin.as_ref()) {
+            self.record.kind = origin.kind;
+            self.record.step.clone_from(&origin.step);
+            self.record.terminal = origin.terminal;
+        }
+    }
+
+    /// As an error of the standard library's kind, for helpers that return `anyhow::Result` or `Box<dyn Error>`.
+    pub fn into_boxed(self) -> Box<dyn StdError + Send + Sync> {
+        let mut record = *self.record;
+        let mut source = None;
+        for message in std::mem::take(&mut record.chain).into_iter().rev() {
+            source = Some(Box::new(Boxed { message, origin: None, source }));
+        }
+        Box::new(Boxed { message: record.message.clone(), origin: Some(record), source })
+    }
+}
+
+impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for JobError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let mut made = JobError::msg(&error);
+        let mut source = error.source();
+        made.inherit(&*error);
+        // A chain is a few links; a cyclic one must not fill the memory.
+        while let Some(cause) = source.filter(|_| made.record.chain.len() < 64) {
+            made.record.chain.push(cut(cause.to_string()));
+            made.inherit(cause);
+            source = cause.source();
+        }
+        made
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.record.message)
+    }
+}
+
+impl fmt::Debug for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.record.message)?;
+        self.record.chain.iter().try_for_each(|cause| write!(f, "\ncaused by: {cause}"))
+    }
+}
+
+#[derive(Debug)]
+struct Boxed {
+    message: String,
+    /// What the outermost link was made from.
+    origin: Option<ErrorRecord>,
+    source: Option<Box<Boxed>>,
+}
+
+impl fmt::Display for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Boxed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<ErrorRecord> for RunError {
+    fn from(record: ErrorRecord) -> Self {
+        RunError {
+            kind: ErrorKind::from_byte(record.kind),
+            message: record.message,
+            chain: record.chain,
+            step: record.step,
+        }
+    }
+}
+
+/// A text within its limit, cut at a character.
+pub(crate) fn cut(mut text: String) -> String {
+    let mut end = text.len().min(ERROR_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_chain_as_data_and_gives_it_back() {
+        let io = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
+        let error: JobError = anyhow::Error::new(io).context("reading the list").into();
+        let error = error.context("importing");
+        assert_eq!(error.to_string(), "importing");
+        assert_eq!(error.chain().collect::<Vec<_>>(), ["reading the list", "no such file"]);
+        let boxed = error.into_boxed();
+        let inner = boxed.source().and_then(StdError::source).map(ToString::to_string);
+        assert_eq!(inner.as_deref(), Some("no such file"));
+    }
+
+    #[test]
+    fn every_kind_keeps_its_number() {
+        for (number, kind) in ErrorKind::NUMBERED.into_iter().enumerate() {
+            assert_eq!(ErrorKind::from_byte(kind.to_byte()), kind);
+            assert_eq!(usize::from(kind.to_byte()), number);
+        }
+        assert_eq!(ErrorKind::from_byte(200), ErrorKind::Other);
+    }
+}

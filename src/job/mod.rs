@@ -1,0 +1,235 @@
+//! Jobs: their definition, registration and handles, and what their bodies fail with.
+
+mod error;
+mod handle;
+mod register;
+pub(crate) mod schema;
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub(crate) use error::cut;
+pub use error::{ErrorKind, JobError, JobResult};
+pub use handle::JobHandle;
+pub use register::Register;
+pub(crate) use register::{Registry, register};
+
+use crate::error::Error;
+use crate::step::Step;
+use schema::{Contract, ContractError, DecodeError};
+
+/// What a job takes and gives: serde types with a JSON Schema. Implemented for every type that is all of it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be the input or output of a job",
+    label = "not a job payload",
+    note = "inputs and outputs need `#[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]` and must be `Send + 'static`"
+)]
+pub trait Payload: Serialize + DeserializeOwned + JsonSchema + Send + 'static {}
+
+impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Payload for T {}
+
+/// The body's future; gives the output as JSON.
+pub(crate) type BodyFuture = Pin<Box<dyn Future<Output = JobResult<Value>> + Send>>;
+type StartBody = dyn Fn(Step, &[u8]) -> Result<BodyFuture, DecodeError> + Send + Sync;
+type Normalise = dyn Fn(&Value) -> Result<Vec<u8>, DecodeError> + Send + Sync;
+
+/// A job's definition: a name, an input type, an output type and an async body made of steps.
+///
+/// A definition is inert until it is [registered](crate::Durably::register). Clones are the same definition; another one of
+/// the same name is another definition, and registering it is refused.
+pub struct Job<I, O> {
+    definition: Arc<Definition>,
+    types: PhantomData<fn(I) -> O>,
+}
+
+impl<I, O> Clone for Job<I, O> {
+    fn clone(&self) -> Self {
+        Job { definition: self.definition.clone(), types: PhantomData }
+    }
+}
+
+impl<I, O> fmt::Debug for Job<I, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("name", &self.definition.name).finish_non_exhaustive()
+    }
+}
+
+/// A definition with its types erased.
+#[derive(Clone)]
+pub(crate) struct Definition {
+    pub(crate) name: Arc<str>,
+    pub(crate) limit: Option<u32>,
+    input: Result<Arc<Contract>, Arc<ContractError>>,
+    output: Result<Arc<Contract>, Arc<ContractError>>,
+    normalise: Arc<Normalise>,
+    start: Arc<StartBody>,
+}
+
+impl<I: Payload, O: Payload> Job<I, O> {
+    /// Defines a job. Names are 1 to 128 bytes of `[A-Za-z0-9._/-]`, checked when it is registered.
+    ///
+    /// The body is started from the top in every execution; steps that have completed give their stored output again.
+    pub fn new<F, Fut>(name: impl Into<String>, body: F) -> Self
+    where
+        F: Fn(Step, I) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = JobResult<O>> + Send + 'static,
+    {
+        let body = Arc::new(body);
+        let definition = Definition {
+            name: name.into().into(),
+            limit: None,
+            input: Contract::input_of::<I>().map(Arc::new).map_err(Arc::new),
+            output: Contract::output_of::<O>().map(Arc::new).map_err(Arc::new),
+            normalise: Arc::new(|value| {
+                let typed: I = schema::decode_value(value)?;
+                encode_input(&typed)
+            }),
+            start: Arc::new(move |step, input| {
+                let input: I = schema::decode(input)?;
+                let body = body.clone();
+                Ok(Box::pin(async move {
+                    let output = body(step, input).await?;
+                    serde_json::to_value(&output).map_err(|error| not_storable(&error))
+                }))
+            }),
+        };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// At most this many runs of the job execute at a time, from 1; without it, only the runtime's `max_concurrent_runs`
+    /// bounds them.
+    pub fn concurrency(self, limit: u32) -> Self {
+        let definition = Definition { limit: Some(limit), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// The job's name.
+    pub fn name(&self) -> &str {
+        &self.definition.name
+    }
+}
+
+impl Definition {
+    /// The JSON Schema of the input, as it is taken.
+    pub(crate) fn input_schema(&self) -> &Value {
+        self.input.as_ref().map_or(&Value::Null, |contract| contract.schema())
+    }
+
+    /// The JSON Schema of the output, as it is given.
+    pub(crate) fn output_schema(&self) -> &Value {
+        self.output.as_ref().map_or(&Value::Null, |contract| contract.schema())
+    }
+
+    /// Checks what can't be checked by types.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        crate::trigger::labels::check_job_name(&self.name)?;
+        if self.limit == Some(0) {
+            return Err(Error::InvalidOption { option: "job concurrency", value: "0".into(), rule: "at least 1" });
+        }
+        let unusable = |side, error: &ContractError| Error::InvalidSchema {
+            job: self.name.to_string(),
+            side,
+            message: error.to_string(),
+        };
+        self.input.as_ref().map_err(|error| unusable("input", error))?;
+        self.output.as_ref().map_err(|error| unusable("output", error))?;
+        Ok(())
+    }
+
+    /// Checks an input and gives it as it is stored: typed, with defaults, as JSON.
+    pub(crate) fn admit(&self, input: &Value) -> Result<Vec<u8>, Error> {
+        if let Ok(contract) = &self.input {
+            contract.check(input).map_err(|violation| Error::InvalidInput {
+                path: violation.path,
+                rule: violation.rule,
+                message: violation.message,
+            })?;
+        }
+        (self.normalise)(input).map_err(|error| Error::InvalidInput {
+            path: error.path,
+            rule: "type".into(),
+            message: error.message,
+        })
+    }
+
+    /// Starts the body on a stored input.
+    pub(crate) fn start(&self, step: Step, input: &[u8]) -> Result<BodyFuture, DecodeError> {
+        (self.start)(step, input)
+    }
+
+    /// Checks an output and gives it as it is stored.
+    pub(crate) fn conclude(&self, output: &Value, bytes_max: usize) -> JobResult<Bytes> {
+        if let Ok(contract) = &self.output {
+            contract.check(output).map_err(|violation| {
+                let message = format!("invalid output at {:?}: {}", violation.path, violation.message);
+                JobError::of_kind(ErrorKind::InvalidOutput, message)
+            })?;
+        }
+        let bytes = serde_json::to_vec(output).map_err(|error| not_storable(&error))?;
+        if bytes.len() > bytes_max {
+            let message = format!("output of {} bytes is over the limit of {bytes_max}", bytes.len());
+            return Err(JobError::of_kind(ErrorKind::OverLimit, message));
+        }
+        Ok(bytes.into())
+    }
+}
+
+/// A typed input as JSON, if it can be read back.
+fn encode_input<I: Payload>(input: &I) -> Result<Vec<u8>, DecodeError> {
+    let bytes = serde_json::to_vec(input).map_err(|error| DecodeError {
+        path: String::new(),
+        message: error.to_string(),
+        expected: std::any::type_name::<I>(),
+    })?;
+    schema::decode::<I>(&bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn not_storable(error: &serde_json::Error) -> JobError {
+    JobError::of_kind(ErrorKind::NotStorable, format!("can't be stored as JSON: {error}"))
+}
+
+/// The same for every order of an object's keys.
+pub(crate) fn fingerprint(input: &[u8]) -> [u8; 16] {
+    use sha2::{Digest, Sha256};
+    fn feed(hasher: &mut Sha256, value: &Value) {
+        match value {
+            Value::Array(items) => {
+                hasher.update(b"[");
+                items.iter().for_each(|item| feed(hasher, item));
+                hasher.update(b"]");
+            }
+            Value::Object(fields) => {
+                // Sorted here: another crate of the program can turn serde_json's own sorting off.
+                let mut fields: Vec<_> = fields.iter().collect();
+                fields.sort_unstable_by_key(|(key, _)| *key);
+                hasher.update(b"{");
+                for (key, value) in fields {
+                    hasher.update((key.len() as u64).to_le_bytes());
+                    hasher.update(key);
+                    feed(hasher, value);
+                }
+                hasher.update(b"}");
+            }
+            plain => {
+                let text = plain.to_string();
+                hasher.update((text.len() as u64).to_le_bytes());
+                hasher.update(text);
+            }
+        }
+    }
+    let mut hasher = Sha256::new();
+    feed(&mut hasher, &serde_json::from_slice(input).unwrap_or(Value::Null));
+    let mut print = [0; 16];
+    print.copy_from_slice(&hasher.finalize()[..16]);
+    print
+}

@@ -1,0 +1,83 @@
+//! Every limit, with its unit and who enforces it.
+//!
+//! A limit is checked where a value enters: in the trigger builder, at the step's call, in the builder of the runtime.
+//! What is over a limit is refused with [`Error::TooLarge`](crate::Error::TooLarge) or
+//! [`Error::TooMany`](crate::Error::TooMany), which name both numbers, and nothing is written.
+
+use std::time::Duration;
+
+/// A job's name, bytes; enforced by `Job::new` through `register`.
+pub const JOB_NAME_BYTES_MAX: usize = 128;
+/// A step's key, bytes; enforced at the step's call.
+pub const STEP_KEY_BYTES_MAX: usize = 1_024;
+/// A label's key, bytes; enforced by the trigger.
+pub const LABEL_KEY_BYTES_MAX: usize = 128;
+/// A label's value, bytes; enforced by the trigger.
+pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// Labels of one run; enforced by the trigger.
+pub const LABELS_MAX: usize = 64;
+/// An idempotency or concurrency key, bytes; enforced by the trigger.
+pub const KEY_BYTES_MAX: usize = 512;
+/// Default for an input, an output, a checkpoint each, bytes of JSON; enforced at the write.
+pub const PAYLOAD_BYTES_DEFAULT: usize = 1 << 20;
+/// The most that the limit on payloads can be set to, bytes; enforced by the builder.
+pub const PAYLOAD_BYTES_CEILING: usize = 64 << 20;
+/// Steps of one run; enforced at the step's call.
+pub const STEPS_MAX: u32 = 100_000;
+/// All checkpoints of one run, bytes; enforced at the step's write.
+pub const STEPS_BYTES_MAX: usize = 256 << 20;
+/// Items of a batch; enforced by the batch trigger.
+pub const BATCH_ITEMS_MAX: usize = 100_000;
+/// Inputs of a batch in all, bytes; enforced by the batch trigger.
+pub const BATCH_BYTES_MAX: usize = 64 << 20;
+/// Writes that wait for their commit, bytes; enforced by admission.
+pub const UNACKED_BYTES_MAX: usize = 64 << 20;
+/// Triggers and other calls from outside that wait for their commit; enforced by admission.
+pub const UNACKED_CALLS_MAX: usize = 65_536;
+/// The buffer of events, bytes; the oldest go first.
+pub const EVENT_BUFFER_BYTES: usize = 16 << 20;
+/// An event's payload, bytes; a larger one is left out of the event.
+pub const EVENT_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Log lines that a run keeps; the oldest go first and are counted.
+pub const LOG_LINES_MAX: u32 = 10_000;
+/// Bytes of log lines that a run keeps; the oldest go first and are counted.
+pub const LOG_BYTES_MAX: usize = 4 << 20;
+/// One log line: message and fields, bytes; a longer message is cut, longer fields are left out.
+pub const LOG_LINE_BYTES_MAX: usize = 64 << 10;
+/// An error's message and each link of its chain, bytes; cut beyond.
+pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
+/// Runs that execute at a time, at most; enforced by the builder.
+pub const CONCURRENT_RUNS_MAX: usize = 65_536;
+/// `get_runs` gives this many unless told.
+pub const QUERY_LIMIT_DEFAULT: usize = 100;
+/// `get_runs` gives no more than this.
+pub const QUERY_LIMIT_MAX: usize = 1_000;
+/// `get_runs` skips no more than this.
+pub const QUERY_OFFSET_MAX: usize = 10_000;
+
+/// Operations in one commit, at most.
+pub(crate) const GROUP_OPS_MAX: usize = 1_024;
+/// Bytes in one commit, at most; a larger single operation goes alone.
+pub(crate) const GROUP_BYTES_MAX: usize = 1 << 20;
+/// The journal's unfolded tail, bytes: folding goes before new groups beyond this.
+pub(crate) const TAIL_BYTES_MAX: usize = 64 << 20;
+/// Folding begins here, bytes, in slices that ride on commits.
+pub(crate) const TAIL_BYTES_FOLD: usize = 16 << 20;
+/// Folding begins when the oldest record of the tail is this old. The promise is 60 s; half of it leaves time to fold.
+pub(crate) const TAIL_AGE_FOLD: Duration = Duration::from_secs(30);
+/// Rows folded in one commit: more would keep the writers behind it waiting.
+pub(crate) const FOLD_ROWS_MAX: usize = 4_096;
+/// Bytes folded in one commit.
+pub(crate) const FOLD_BYTES_MAX: usize = 2 << 20;
+/// A record larger than this gets a row of its own, bytes.
+pub(crate) const INLINE_BYTES_MAX: usize = 16 << 10;
+/// Runs deleted in one commit of a purge.
+pub(crate) const PURGE_SLICE: usize = 100;
+/// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.
+pub(crate) const REPLAY_INLINE_BYTES_MAX: usize = 16 << 10;
+/// A replaying run keeps no more than this of checkpoints in memory, bytes in all.
+pub(crate) const REPLAY_BYTES_MAX: usize = 8 << 20;
+/// A probationer that has executed this long is cleared.
+pub(crate) const PROBATION: Duration = Duration::from_secs(30);
+/// Progress and log lines go to disk at the latest after this.
+pub(crate) const NOTES_FLUSH_AFTER: Duration = Duration::from_secs(1);

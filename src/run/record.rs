@@ -1,0 +1,207 @@
+//! A run as it is stored, and the rows that belong to it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RunStatus;
+use crate::error::Error;
+use crate::id::RunId;
+use crate::job::ErrorKind;
+use crate::time::Timestamp;
+
+/// One durable execution of a job, as the file has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Run {
+    /// Its id: 26 characters, growing in trigger order.
+    pub id: RunId,
+    /// The job it is a run of.
+    pub job_name: String,
+    /// The input as stored: validated, with defaults applied. `None` when read without payloads.
+    pub input: Option<Value>,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// The idempotency key given at the trigger.
+    pub idempotency_key: Option<String>,
+    /// The concurrency key given at the trigger.
+    pub concurrency_key: Option<String>,
+    /// One more than the highest index among its completed steps; 0 before the first.
+    pub current_step_index: u32,
+    /// Steps that completed.
+    pub completed_step_count: u32,
+    /// The last progress reported; stays after the end.
+    pub progress: Option<Progress>,
+    /// The output of a completed run. `None` before that, and when read without payloads.
+    pub output: Option<Value>,
+    /// What ended a failed run.
+    pub error: Option<RunError>,
+    /// Labels given at the trigger.
+    pub labels: BTreeMap<String, String>,
+    /// While leased: the runtime that holds the lease.
+    pub lease_owner: Option<String>,
+    /// Always `None` in an embedded runtime: the file's lock keeps others out, so no lease expires.
+    pub lease_expires_at: Option<Timestamp>,
+    /// The fencing token: how often the run has been leased. Never decreases.
+    pub lease_generation: u64,
+    /// When it was leased first; later leases leave it.
+    pub started_at: Option<Timestamp>,
+    /// When it ended. A resume clears it.
+    pub completed_at: Option<Timestamp>,
+    /// When it was triggered.
+    pub created_at: Timestamp,
+    /// When a completed step, progress or a change of status was last recorded.
+    pub updated_at: Timestamp,
+    /// Times it was taken up again after a crash.
+    pub recoveries: u32,
+    /// The run it was retriggered from.
+    pub retriggered_from: Option<RunId>,
+    /// The run that took its place in line.
+    pub replaced_by: Option<RunId>,
+    /// Why a pending run is not started though there is room: the registered code can't decode its stored input.
+    pub blocked: Option<String>,
+}
+
+impl Run {
+    /// Whether it has ended.
+    pub fn is_terminal(&self) -> bool {
+        self.status.is_terminal()
+    }
+
+    /// The output as a type.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if there is no output (the run has not completed, or was read without payloads) or it does not fit.
+    pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let output = self.output.as_ref().unwrap_or(&Value::Null);
+        crate::job::schema::decode_value(output).map_err(|error| Error::decode("output", error))
+    }
+}
+
+/// How far a run has come, as its body reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Progress {
+    /// What is done, in the body's own unit.
+    pub current: u64,
+    /// What there is to do, in the same unit, if known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total: Option<u64>,
+    /// A few words for people.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
+}
+
+/// What ended a run, or a step, in failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RunError {
+    /// What sort of failure it was.
+    pub kind: ErrorKind,
+    /// The message of the outermost error.
+    pub message: String,
+    /// The messages of its sources, outermost first.
+    pub chain: Vec<String>,
+    /// The step it came from, if it was a step's.
+    pub step: Option<String>,
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// A checkpoint: the stored outcome of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct StepInfo {
+    /// The run it belongs to.
+    pub run_id: RunId,
+    /// Its key, `sync[42]` for a key of two parts.
+    pub name: String,
+    /// Its index: given when the step was first called, growing, never renumbered.
+    pub index: u32,
+    /// How it came out.
+    pub status: StepStatus,
+    /// What it returned.
+    pub output: Option<Value>,
+    /// What it failed with.
+    pub error: Option<RunError>,
+    /// Tries it took.
+    pub attempts: u32,
+    /// When its body was started.
+    pub started_at: Timestamp,
+    /// When its body had returned.
+    pub completed_at: Timestamp,
+}
+
+/// How a step came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StepStatus {
+    /// It returned a value.
+    Completed,
+    /// It failed for good.
+    Failed,
+}
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum LogLevel {
+    /// What happens.
+    Info,
+    /// What should be looked at.
+    Warn,
+    /// What went wrong.
+    Error,
+}
+
+impl LogLevel {
+    pub(crate) const fn to_byte(self) -> u8 {
+        match self {
+            LogLevel::Info => 0,
+            LogLevel::Warn => 1,
+            LogLevel::Error => 2,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> LogLevel {
+        match byte {
+            0 => LogLevel::Info,
+            1 => LogLevel::Warn,
+            _ => LogLevel::Error,
+        }
+    }
+}
+
+/// A stored log line of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct LogLine {
+    /// The run that wrote it.
+    pub run_id: RunId,
+    /// Its number within the run, from 0; gaps at the front are lines that were dropped.
+    pub number: u32,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// The step in whose body it was written.
+    pub step_name: Option<String>,
+    /// The text.
+    pub message: String,
+    /// The fields, or null.
+    pub data: Value,
+    /// When it was written.
+    pub created_at: Timestamp,
+}

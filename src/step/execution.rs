@@ -1,0 +1,322 @@
+//! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::blocking::Pool;
+use crate::codec::records::ErrorRecord;
+use crate::event::{Event, EventKind};
+use crate::job::{ErrorKind, JobError};
+use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
+use crate::store::op::{Accepted, Checkpoint, Line, Notes, Op};
+use crate::store::read::{ReplayOutcome, ReplayStep};
+use crate::store::writer::Start;
+use crate::store::{Pending, Store};
+use crate::time::{Clock, Timestamp};
+
+/// Why the runtime ends a body. None of it ever reaches the body itself.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// The run fails with this.
+    Fails(JobError),
+    /// The run is pending again.
+    HandedBack,
+    /// The run has its outcome already.
+    Over,
+}
+
+/// What an execution works with.
+#[derive(Clone)]
+pub(crate) struct Means {
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) draining: CancellationToken,
+    pub(crate) payload_bytes_max: usize,
+}
+
+pub(crate) struct Execution {
+    pub(crate) start: Arc<Start>,
+    pub(crate) means: Means,
+    pub(crate) cancelled: CancellationToken,
+    /// Someone holds the token, so the body gets its grace after a cancel.
+    watched: AtomicBool,
+    steps: Mutex<Steps>,
+    notes: Mutex<Notes>,
+    pub(crate) noted: Notify,
+    verdict: Mutex<Option<Verdict>>,
+    pub(crate) judged: Notify,
+    /// The body has ended: nothing of it may go on.
+    over: AtomicBool,
+    /// Held by whatever may still run code of this body.
+    alive: Mutex<Option<Arc<Alive>>>,
+}
+
+/// Says when the last code of a body is really gone.
+pub(crate) struct Alive {
+    gone: Option<Box<dyn FnOnce(bool) + Send + Sync>>,
+}
+
+impl Alive {
+    /// `gone` is told whether the end of the run has reported it.
+    pub(crate) fn new(gone: impl FnOnce(bool) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Alive { gone: Some(Box::new(gone)) })
+    }
+
+    /// The last of it: the end that is about to be handed over reports it.
+    pub(crate) fn report(mut self) {
+        if let Some(gone) = self.gone.take() {
+            gone(true);
+        }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if let Some(gone) = self.gone.take() {
+            gone(false);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Steps {
+    known: BTreeMap<String, Known>,
+    in_use: BTreeMap<Arc<str>, &'static Location<'static>>,
+    next_index: u32,
+    count: u32,
+    bytes: usize,
+}
+
+/// A key whose outcome is decided.
+pub(super) enum Known {
+    Replayed(u32, ReplayOutcome),
+    /// Handed to the writer by a step that was dropped before it heard.
+    Handed(u32, Result<Bytes, ErrorRecord>, Pending<Accepted>),
+}
+
+/// A step's claim on its key, for as long as it is not dropped.
+pub(super) struct Ticket {
+    pub(super) execution: Arc<Execution>,
+    pub(super) key: Arc<str>,
+    pub(super) index: u32,
+    pub(super) known: Option<Known>,
+    /// What was handed to the writer, until it is known to be on disk.
+    pub(super) handed: Option<(Result<Bytes, ErrorRecord>, Pending<Accepted>)>,
+    /// The step has given its outcome to the body: the key stays used.
+    pub(super) done: bool,
+}
+
+impl Execution {
+    pub(crate) fn new(start: Arc<Start>, means: Means, alive: Arc<Alive>) -> Arc<Self> {
+        Arc::new(Execution {
+            start,
+            means,
+            cancelled: CancellationToken::new(),
+            watched: AtomicBool::new(false),
+            steps: Mutex::default(),
+            notes: Mutex::default(),
+            noted: Notify::new(),
+            verdict: Mutex::default(),
+            judged: Notify::new(),
+            over: AtomicBool::new(false),
+            alive: Mutex::new(Some(alive)),
+        })
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.means.clock.now()
+    }
+
+    pub(crate) fn elapsed_since(&self, began: Duration) -> Duration {
+        self.means.clock.monotonic().saturating_sub(began)
+    }
+
+    /// Takes up what earlier executions have stored.
+    pub(crate) fn load(&self, replayed: Vec<ReplayStep>) {
+        let mut steps = self.steps();
+        for step in replayed {
+            steps.next_index = steps.next_index.max(step.index + 1);
+            steps.bytes += step.bytes;
+            steps.count += 1;
+            steps.known.insert(step.key, Known::Replayed(step.index, step.outcome));
+        }
+    }
+
+    /// Claims a key for a step that is called now. On misuse the run is ended, and there is nothing to claim.
+    pub(super) fn claim(self: &Arc<Self>, key: String, at: &'static Location<'static>) -> Option<Ticket> {
+        let key: Arc<str> = key.into();
+        if let Some(outer) = super::current::step(self.start.run, self.start.generation) {
+            let message = format!("step {key:?} was called inside the body of step {outer:?}, at {at}");
+            self.fail(ErrorKind::StepNested, message);
+            return None;
+        }
+        let mut steps = self.steps();
+        if let Some(first) = steps.in_use.get(&key) {
+            let message = format!("step key {key:?} was used twice in one execution: at {first} and at {at}");
+            drop(steps);
+            self.fail(ErrorKind::StepReused, message);
+            return None;
+        }
+        let known = steps.known.remove(&*key);
+        let index = match &known {
+            Some(Known::Replayed(index, _) | Known::Handed(index, ..)) => *index,
+            None => {
+                let over = steps.count >= STEPS_MAX;
+                if over {
+                    drop(steps);
+                    self.fail(ErrorKind::OverLimit, format!("a run can't have more than {STEPS_MAX} steps"));
+                    return None;
+                }
+                steps.count += 1;
+                steps.next_index += 1;
+                steps.next_index - 1
+            }
+        };
+        steps.in_use.insert(key.clone(), at);
+        drop(steps);
+        Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false })
+    }
+
+    /// Counts the bytes of a checkpoint; says whether they are within the limit.
+    pub(super) fn count_bytes(&self, bytes: usize) -> bool {
+        let mut steps = self.steps();
+        let fits = steps.bytes + bytes <= STEPS_BYTES_MAX;
+        if fits {
+            steps.bytes += bytes;
+        }
+        fits
+    }
+
+    /// Hands a step's outcome to the writer, with the notes that have gathered.
+    pub(super) async fn hand_over(&self, mut checkpoint: Checkpoint) -> Pending<Accepted> {
+        let bytes = checkpoint.outcome.as_ref().map_or(0, Bytes::len);
+        let admitted = self.means.store.admit_body(bytes).await;
+        checkpoint.notes = self.take_notes();
+        self.means.store.submit(Op::Checkpoint, checkpoint, admitted)
+    }
+
+    /// Ends the body: the run fails with this.
+    pub(super) fn fail(&self, kind: ErrorKind, message: String) {
+        self.judge(Verdict::Fails(JobError::of_kind(kind, message)));
+    }
+
+    /// Ends the body. The first verdict stands.
+    pub(crate) fn judge(&self, verdict: Verdict) {
+        let mut held = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Some(verdict);
+            self.judged.notify_one();
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// A step can't go on, since its run is cancelled. Without anyone who watches for that, the body needs no grace.
+    pub(super) fn stuck(&self) {
+        if self.cancelled.is_cancelled() && !self.watched.load(Ordering::Relaxed) {
+            self.judge(Verdict::Over);
+        }
+    }
+
+    pub(super) fn watch(&self) -> CancellationToken {
+        self.watched.store(true, Ordering::Relaxed);
+        self.cancelled.clone()
+    }
+
+    /// Whether an error must not be recorded, since the body was told to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.cancelled.is_cancelled() || self.means.draining.is_cancelled()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// What keeps the body counted as alive.
+    pub(super) fn alive(&self) -> Option<Arc<Alive>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The body is gone; whether with it all of its code is.
+    pub(crate) fn release(&self) -> Option<Arc<Alive>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Tells listeners something that is not on disk.
+    pub(crate) fn tell(&self, kind: EventKind) {
+        let store = &self.means.store;
+        store.events().publish([Event {
+            sequence: store.sequence(),
+            committed: false,
+            timestamp: self.now(),
+            run_id: self.start.run,
+            job_name: self.start.job_name.clone(),
+            labels: self.start.labels.clone(),
+            kind,
+        }]);
+    }
+
+    pub(super) fn note_progress(&self, progress: crate::codec::records::ProgressRecord) {
+        self.notes().progress = Some(progress);
+        self.noted.notify_one();
+    }
+
+    pub(super) fn note_line(&self, line: Line) {
+        let mut notes = self.notes();
+        notes.lines.push(line);
+        // A body that writes lines faster than they can be kept loses the oldest, as it would on disk.
+        if notes.lines.len() > crate::limits::LOG_LINES_MAX as usize {
+            let extra = notes.lines.len() / 2;
+            notes.lines.drain(..extra);
+        }
+        drop(notes);
+        self.noted.notify_one();
+    }
+
+    pub(crate) fn take_notes(&self) -> Notes {
+        std::mem::take(&mut *self.notes())
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut steps = self.execution.steps();
+        steps.in_use.remove(&self.key);
+        // What is stored, or on its way to the disk, is what a later call of this key gets.
+        let known = match self.handed.take() {
+            Some((outcome, pending)) => Some(Known::Handed(self.index, outcome, pending)),
+            None => self.known.take(),
+        };
+        match known {
+            Some(known) => {
+                steps.known.insert(self.key.to_string(), known);
+            }
+            None => steps.count -= 1,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Steps as user code sees them.
+//!
+//! Layout: [`Step`] is what a body gets; [`StepRun`] the builder and future of one step; `execution` what its steps share;
+//! `current` which body is being polled; `blocking` the threads for code that blocks.
+
+pub(crate) mod blocking;
+pub(crate) mod current;
+pub(crate) mod execution;
+mod logger;
+mod run;
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+pub use logger::{Logger, ProgressReport};
+pub use run::StepRun;
+
+use crate::id::RunId;
+use crate::job::JobResult;
+use crate::limits::STEP_KEY_BYTES_MAX;
+use execution::Execution;
+
+/// The key of a step: a text, or a text and an item for loops (`("sync", 42)` is `sync[42]`). 1 to 1,024 bytes.
+///
+/// Steps are matched by key over executions, so a key names the same work every time, and is used once in an execution.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepKey(String);
+
+impl From<&str> for StepKey {
+    fn from(key: &str) -> Self {
+        StepKey(key.to_owned())
+    }
+}
+
+impl From<String> for StepKey {
+    fn from(key: String) -> Self {
+        StepKey(key)
+    }
+}
+
+impl From<&String> for StepKey {
+    fn from(key: &String) -> Self {
+        StepKey(key.clone())
+    }
+}
+
+impl<D: fmt::Display> From<(&str, D)> for StepKey {
+    fn from((name, item): (&str, D)) -> Self {
+        StepKey(format!("{name}[{item}]"))
+    }
+}
+
+impl fmt::Display for StepKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a job's body makes its steps with. Cheap to clone.
+#[derive(Clone)]
+pub struct Step {
+    execution: Arc<Execution>,
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("run_id", &self.run_id()).finish_non_exhaustive()
+    }
+}
+
+impl Step {
+    pub(crate) fn new(execution: Arc<Execution>) -> Self {
+        Step { execution }
+    }
+
+    /// A step: a named unit of work whose outcome is stored before the body goes on.
+    ///
+    /// The returned value is a builder and a future. Once the outcome is stored, later executions of the run give it again
+    /// without calling `body`; a stored failure fails again. Cut off by a crash or a cancel before that, the body runs again:
+    /// at least once. What the body gets is the stored form, read back from JSON, live as on every replay.
+    ///
+    /// # Errors
+    /// What `body` returned, as data; a timeout; a value that can't be stored, read back, or is over its limit. A key used
+    /// twice, a step inside a step's body and a checkpoint that no longer fits are not errors here: they end the run.
+    ///
+    /// # Cancel safety
+    /// Dropped before its body returned, nothing is stored and the key is free again. Dropped later, the outcome is recorded
+    /// all the same, and the next call of the key gives it. Which branch of a `select!` wins is therefore not the same over a
+    /// replay.
+    #[track_caller]
+    pub fn run<'a, T, F, Fut>(&self, key: impl Into<StepKey>, mut body: F) -> StepRun<'a, T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'a,
+        F: FnMut() -> Fut + Send + 'a,
+        Fut: Future<Output = JobResult<T>> + Send + 'a,
+    {
+        self.begin(key.into(), Location::caller(), Box::new(move |_| Box::pin(body())))
+    }
+
+    /// Like [`Step::run`], with the step's own context.
+    #[track_caller]
+    pub fn run_with<'a, T, F, Fut>(&self, key: impl Into<StepKey>, mut body: F) -> StepRun<'a, T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'a,
+        F: FnMut(StepCx) -> Fut + Send + 'a,
+        Fut: Future<Output = JobResult<T>> + Send + 'a,
+    {
+        self.begin(key.into(), Location::caller(), Box::new(move |cx| Box::pin(body(cx))))
+    }
+
+    /// Like [`Step::run`], for code that blocks: it runs on a thread of the runtime's own, of which there are at most
+    /// `blocking_threads`.
+    ///
+    /// It can't be stopped: after a cancel or a timeout the run still holds its concurrency key and its slot until the code
+    /// has returned, and a shutdown leaves it behind after the grace.
+    #[track_caller]
+    pub fn run_blocking<'a, T, F>(&self, key: impl Into<StepKey>, body: F) -> StepRun<'a, T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: FnMut() -> JobResult<T> + Send + 'static,
+    {
+        let execution = self.execution.clone();
+        let body = Arc::new(std::sync::Mutex::new(body));
+        let body = Box::new(move |cx: StepCx| {
+            let (execution, body) = (execution.clone(), body.clone());
+            let pinned: run::BodyFuture<'a, T> = Box::pin(async move {
+                let call = move || (body.lock().unwrap_or_else(std::sync::PoisonError::into_inner))();
+                run::on_thread(&execution, cx.key, call).await
+            });
+            pinned
+        });
+        self.begin(key.into(), Location::caller(), body)
+    }
+
+    fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {
+        let StepKey(key) = key;
+        if !(1..=STEP_KEY_BYTES_MAX).contains(&key.len()) {
+            let message = format!("step key of {} bytes at {at}: it must have 1 to {STEP_KEY_BYTES_MAX}", key.len());
+            self.execution.fail(crate::job::ErrorKind::OverLimit, message);
+            return StepRun::never();
+        }
+        if self.execution.is_over() {
+            return StepRun::detached(key);
+        }
+        match self.execution.claim(key, at) {
+            Some(ticket) => StepRun::new(ticket, body),
+            None => StepRun::never(),
+        }
+    }
+
+    /// Reports how far the body has come, of `total` if that is known (`None::<usize>` if not). It counts at once; the
+    /// returned value can amend it with a message.
+    pub fn progress(&self, current: usize, total: impl Into<Option<usize>>) -> ProgressReport<'_> {
+        ProgressReport::new(&self.execution, current as u64, total.into().map(|total| total as u64))
+    }
+
+    /// The run's log. Inside a step's body, lines are that step's.
+    pub fn log(&self) -> Logger {
+        let start = &self.execution.start;
+        Logger::new(self.execution.clone(), current::step(start.run, start.generation))
+    }
+
+    /// Fires when the run is cancelled. A body that holds it gets `cancel_grace` before it is dropped.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.execution.watch()
+    }
+
+    /// Fires when the runtime shuts down. The body goes on up to the shutdown's grace; what it does not finish is handed back
+    /// and goes on after the next start.
+    pub fn draining(&self) -> CancellationToken {
+        self.execution.means.draining.clone()
+    }
+
+    /// The run's id.
+    pub fn run_id(&self) -> RunId {
+        self.execution.start.run
+    }
+}
+
+/// One try of one step, as its body sees it.
+#[derive(Clone)]
+pub struct StepCx {
+    execution: Arc<Execution>,
+    key: Arc<str>,
+    attempt: u32,
+}
+
+impl fmt::Debug for StepCx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepCx").field("key", &self.key).field("attempt", &self.attempt).finish_non_exhaustive()
+    }
+}
+
+impl StepCx {
+    /// Which try of the step this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The run's log, with lines of this step.
+    pub fn log(&self) -> Logger {
+        Logger::new(self.execution.clone(), Some(self.key.clone()))
+    }
+
+    /// Fires when the run is cancelled.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.execution.watch()
+    }
+
+    /// A key for other services' idempotency: 32 hex digits, the same over retry, recovery and resume of this step, another
+    /// one for a retriggered run.
+    pub fn effect_key(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(self.execution.start.run.as_bytes());
+        hasher.update(self.key.as_bytes());
+        let digest = hasher.finalize();
+        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}

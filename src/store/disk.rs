@@ -1,0 +1,321 @@
+//! The file and what of it is in memory: one handle that writes, any number of views that read.
+//!
+//! [`Shared`] is what readers hold; the [`Disk`] is the writer's own. A commit writes one journal row, so a group is in the
+//! file as a whole or not at all, and the row's presence answers for a commit whose outcome was unknown.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
+
+use super::Fault;
+use super::backend::IoCounters;
+use super::file::{Medium, OpenOptions, Opened};
+use super::fold::{Round, Watermark};
+use super::journal::{self, RowBuilder};
+use super::stage::Stage;
+use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
+use super::tail::{Live, Tail};
+use super::view::View;
+use crate::codec::{BlobRef, Corrupted};
+use crate::id::RunId;
+use crate::limits::{INLINE_BYTES_MAX, TAIL_AGE_FOLD, TAIL_BYTES_FOLD, TAIL_BYTES_MAX};
+use crate::time::Clock;
+
+/// What readers and the writer have in common. The database is swapped when the file is reopened.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    db: Mutex<Option<Arc<Database>>>,
+    tail: RwLock<Tail>,
+    ended: AtomicBool,
+}
+
+impl Shared {
+    /// A view of everything acknowledged so far.
+    pub(crate) fn view(&self) -> Result<View<'_>, Fault> {
+        let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db()?;
+        Ok(View::new(tail, db.begin_read()?))
+    }
+
+    /// Whether the file was closed for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    fn db(&self) -> Result<Arc<Database>, Fault> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Fault::Closed)
+    }
+
+    fn swap(&self, db: Option<Database>) -> Option<Arc<Database>> {
+        let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *held, db.map(Arc::new))
+    }
+
+    fn write_tail<T>(&self, change: impl FnOnce(&mut Tail) -> T) -> T {
+        change(&mut self.tail.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn read_tail<T>(&self, read: impl FnOnce(&Tail) -> T) -> T {
+        read(&self.tail.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The writing side. Only one exists for a file.
+pub(crate) struct Disk {
+    shared: Arc<Shared>,
+    medium: Medium,
+    options: OpenOptions,
+    clock: Arc<dyn Clock>,
+    two_phase: bool,
+    next_group: u64,
+    next_sequence: u64,
+    last_id: RunId,
+    next_blob: u64,
+    fold: Option<Round>,
+    pub(crate) io: Arc<IoCounters>,
+    pub(crate) commits: u64,
+}
+
+impl Disk {
+    /// Opens or creates the file and reads its tail.
+    pub(crate) fn open(
+        medium: Medium,
+        options: OpenOptions,
+        clock: Arc<dyn Clock>,
+        two_phase: bool,
+    ) -> Result<Disk, Fault> {
+        let mut disk = Disk {
+            shared: Arc::default(),
+            medium,
+            options,
+            clock,
+            two_phase,
+            next_group: 1,
+            next_sequence: 1,
+            last_id: RunId::MIN,
+            next_blob: 1,
+            fold: None,
+            io: Arc::default(),
+            commits: 0,
+        };
+        disk.load()?;
+        Ok(disk)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn next_group(&self) -> u64 {
+        self.next_group
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    pub(crate) fn last_id(&self) -> RunId {
+        self.last_id
+    }
+
+    /// Closes what is open and opens it again, checked: after an error nothing in memory is believed.
+    ///
+    /// The cached pages go first, since a failed flush leaves pages that look written and are not (RELIABILITY M2); from
+    /// then on commits are two-phase.
+    pub(crate) fn reopen(&mut self) -> Result<(), Fault> {
+        self.two_phase = true;
+        self.fold = None;
+        self.release();
+        if let Err(error) = self.medium.drop_page_cache() {
+            tracing::warn!(%error, "cached pages of the file can't be dropped");
+        }
+        self.options.check_integrity = super::file::IntegrityCheck::Always;
+        self.load()
+    }
+
+    fn load(&mut self) -> Result<(), Fault> {
+        let Opened { db, io, .. } = self.medium.open(&self.options, &create_tables)?;
+        self.io = io;
+        let snapshot = db.begin_read()?;
+        let numbers = snapshot.open_table(META)?;
+        let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
+        match number(meta::FORMAT)? {
+            FORMAT_VERSION => {}
+            0 => return Err(Fault::NotOurs),
+            found => return Err(Fault::NewerFormat { found, supported: FORMAT_VERSION }),
+        }
+        self.next_group = number(meta::GROUP)?.max(1);
+        self.next_sequence = number(meta::SEQUENCE)?.max(1);
+        let id = (u128::from(number(meta::LAST_ID_HIGH)?) << 64) | u128::from(number(meta::LAST_ID_LOW)?);
+        self.last_id = RunId::from_bytes(id.to_be_bytes());
+        let now = self.clock.monotonic();
+        let mut tail = Tail::default();
+        for row in snapshot.open_table(JOURNAL)?.iter()? {
+            let (group, bytes) = row?;
+            let group = group.value();
+            let row = journal::read(bytes.value()).map_err(|reason| Corrupted {
+                table: "journal",
+                key: group.to_string(),
+                reason,
+            })?;
+            self.next_group = self.next_group.max(group + 1);
+            self.next_sequence = self.next_sequence.max(row.next_sequence);
+            self.last_id = self.last_id.max(row.last_id);
+            tail.add(group, &row, now);
+        }
+        self.next_blob =
+            snapshot.open_table(BLOBS)?.last()?.map_or(1, |(blob, _)| blob.value() + 1).max(self.next_blob);
+        tail.set_sequence(self.next_sequence - 1);
+        drop(numbers);
+        drop(snapshot);
+        self.shared.write_tail(|held| *held = tail);
+        self.shared.swap(Some(db));
+        Ok(())
+    }
+
+    /// Whether the file holds this group: the answer for a commit whose outcome was unknown.
+    pub(crate) fn has_group(&self, group: u64) -> bool {
+        self.next_group > group
+    }
+
+    /// Commits the group: one journal row, the blobs it refers to, and a slice of folding if one is due.
+    ///
+    /// An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
+    pub(crate) fn commit(
+        &mut self,
+        stage: &Stage,
+        events: u64,
+        last_id: RunId,
+        live: Vec<(RunId, Option<Live>)>,
+    ) -> Result<(), Fault> {
+        let group = self.next_group;
+        let db = self.shared.db()?;
+        let mut txn = db.begin_write()?;
+        txn.set_two_phase_commit(self.two_phase);
+        let next_sequence = self.next_sequence + events;
+        let mut row = None;
+        let mut next_blob = self.next_blob;
+        if !stage.is_empty() {
+            let mut builder = RowBuilder::with_capacity(stage.bytes() + stage.rows() * 7, stage.rows());
+            for (table, key, slot) in stage.iter() {
+                match &slot.value {
+                    Some(value) if value.len() > INLINE_BYTES_MAX => {
+                        let reference = BlobRef { id: next_blob, bytes: value.len() as u32 };
+                        next_blob += 1;
+                        txn.open_table(BLOBS)?.insert(reference.id, &value[..])?;
+                        builder.push(table, key, Some(&reference.to_value()), slot.fresh);
+                    }
+                    value => builder.push(table, key, value.as_deref(), slot.fresh),
+                }
+            }
+            let built = builder.finish(next_sequence, last_id);
+            txn.open_table(JOURNAL)?.insert(group, &built.bytes[..])?;
+            row = Some(built);
+        }
+        let slice = self.fold_slice(&txn)?;
+        txn.commit()?;
+        self.commits += 1;
+        self.next_blob = next_blob;
+        self.next_sequence = next_sequence;
+        self.last_id = self.last_id.max(last_id);
+        let now = self.clock.monotonic();
+        self.fold = self.shared.write_tail(|tail| {
+            // The slice first: a row that the group deletes may be one that the slice has just put into its table.
+            let round = slice.map(|slice| slice.committed(tail)).filter(|round| !round.is_done());
+            if let Some(row) = &row {
+                tail.add(group, row, now);
+            }
+            tail.set_sequence(next_sequence - 1);
+            live.into_iter().for_each(|(run, live)| tail.set_live(run, live));
+            round
+        });
+        if row.is_some() {
+            self.next_group = group + 1;
+        }
+        Ok(())
+    }
+
+    /// One slice of the round under way, or of a new one if the tail is long or old enough.
+    fn fold_slice(&mut self, txn: &WriteTransaction) -> Result<Option<super::fold::Slice>, Fault> {
+        let watermark = Watermark { group: self.next_group, sequence: self.next_sequence, last_id: self.last_id };
+        let now = self.clock.monotonic();
+        self.shared.read_tail(|tail| {
+            if self.fold.is_none() && due(tail, now) {
+                self.fold = Round::over(tail);
+            }
+            let Some(round) = &self.fold else { return Ok(None) };
+            let scale = (1 + tail.bytes() / TAIL_BYTES_FOLD).min(8);
+            round.slice(txn, tail, watermark, scale).map(Some)
+        })
+    }
+
+    /// Whether a commit should come even if there is nothing to write, to get on with folding.
+    pub(crate) fn wants_folding(&self) -> bool {
+        self.fold.is_some() || self.shared.read_tail(|tail| due(tail, self.clock.monotonic()))
+    }
+
+    /// Whether anything is left to fold.
+    pub(crate) fn has_tail(&self) -> bool {
+        self.shared.read_tail(|tail| !tail.is_empty())
+    }
+
+    /// Whether folding must go before anything else is taken up.
+    pub(crate) fn must_fold(&self) -> bool {
+        self.shared.read_tail(|tail| tail.bytes() >= TAIL_BYTES_MAX)
+    }
+
+    /// Folds everything, in as many commits as it takes.
+    pub(crate) fn fold_all(&mut self) -> Result<(), Fault> {
+        while self.has_tail() {
+            if self.fold.is_none() {
+                self.fold = self.shared.read_tail(Round::over);
+            }
+            self.commit(&Stage::default(), 0, RunId::MIN, Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Folds the rest and closes the file, so that the next start need not repair or replay.
+    pub(crate) fn close(mut self) -> Result<(), Fault> {
+        let folded = self.fold_all();
+        self.release();
+        folded
+    }
+
+    /// Lets go of the file. Views that are open keep their snapshot a moment longer and then fail by themselves.
+    fn release(&self) {
+        if let Some(db) = self.shared.swap(None).and_then(Arc::into_inner)
+            && let Err(error) = db.close()
+        {
+            tracing::warn!(%error, "the file was not closed cleanly");
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        self.release();
+    }
+}
+
+fn due(tail: &Tail, now: std::time::Duration) -> bool {
+    tail.bytes() >= TAIL_BYTES_FOLD || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
+}
+
+/// Makes all tables of a new file and writes its format version.
+fn create_tables(db: &Database) -> Result<(), redb::Error> {
+    let txn = db.begin_write()?;
+    txn.open_table(META)?.insert(meta::FORMAT, FORMAT_VERSION)?;
+    txn.open_table(JOURNAL)?;
+    txn.open_table(BLOBS)?;
+    for table in Table::ALL {
+        txn.open_table(table.definition())?;
+    }
+    txn.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

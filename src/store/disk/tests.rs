@@ -1,0 +1,1 @@
+//! Disk, tail and folding against a model.

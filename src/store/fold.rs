@@ -1,0 +1,158 @@
+//! Folding: moving the journal's older records into their tables, in slices that ride on commits.
+//!
+//! A round takes every record up to a group. First the rows go into their tables in key order, a slice a commit; then the
+//! blobs that nothing refers to any more are freed; then the journal's rows are removed, oldest first. A crash between any
+//! two slices leaves journal rows whose records are in the tables already: replaying them writes the same again. Blobs
+//! are freed before the first journal row goes, since the replay of that row is what finds them.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use redb::WriteTransaction;
+
+use super::Fault;
+use super::tables::{BLOBS, JOURNAL, META, Table, meta};
+use super::tail::Tail;
+use crate::codec::BlobRef;
+use crate::id::RunId;
+use crate::limits::{FOLD_BYTES_MAX, FOLD_ROWS_MAX};
+
+/// Where a round stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Round {
+    upto: u64,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    Rows { table: usize, after: Option<Bytes> },
+    Orphans,
+    Journal,
+    Done,
+}
+
+/// What a slice did: the tail forgets it once the slice is committed.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    slots: Vec<(Table, Bytes, u64)>,
+    removed_upto: Option<u64>,
+    next: Round,
+}
+
+/// The numbers that outlive the journal's rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watermark {
+    pub(crate) group: u64,
+    pub(crate) sequence: u64,
+    pub(crate) last_id: RunId,
+}
+
+impl Round {
+    /// A round over all that the tail holds now.
+    pub(crate) fn over(tail: &Tail) -> Option<Round> {
+        tail.newest_group().map(|upto| Round { upto, phase: Phase::Rows { table: 0, after: None } })
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// Does one slice inside `txn`. `scale` multiplies the slice where folding has fallen behind.
+    pub(crate) fn slice(
+        &self,
+        txn: &WriteTransaction,
+        tail: &Tail,
+        watermark: Watermark,
+        scale: usize,
+    ) -> Result<Slice, Fault> {
+        let mut slice = Slice { slots: Vec::new(), removed_upto: None, next: self.clone() };
+        match &self.phase {
+            Phase::Rows { table, after } => slice.fold_rows(txn, tail, *table, after.clone(), scale)?,
+            Phase::Orphans => {
+                let mut blobs = txn.open_table(BLOBS)?;
+                for blob in tail.orphans(self.upto) {
+                    blobs.remove(blob)?;
+                }
+                slice.next.phase = Phase::Journal;
+            }
+            Phase::Journal => {
+                let first = tail.oldest_group().unwrap_or(self.upto);
+                let last = self.upto.min(first.saturating_add((FOLD_ROWS_MAX * scale) as u64));
+                txn.open_table(JOURNAL)?.retain_in(..=last, |_, _| false)?;
+                watermark.write(txn)?;
+                slice.removed_upto = Some(last);
+                slice.next.phase = if last == self.upto { Phase::Done } else { Phase::Journal };
+            }
+            Phase::Done => {}
+        }
+        Ok(slice)
+    }
+}
+
+impl Slice {
+    fn fold_rows(
+        &mut self,
+        txn: &WriteTransaction,
+        tail: &Tail,
+        first_table: usize,
+        after: Option<Bytes>,
+        scale: usize,
+    ) -> Result<(), Fault> {
+        let mut after = after;
+        let (mut rows, mut bytes) = (0, 0);
+        for (at, table) in Table::ALL.into_iter().enumerate().skip(first_table) {
+            let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
+            let due =
+                tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
+            let mut opened = None;
+            for (key, slot) in due {
+                if rows >= FOLD_ROWS_MAX * scale || bytes >= FOLD_BYTES_MAX * scale {
+                    let after = self.slots.last().filter(|(last, ..)| *last == table).map(|(_, key, _)| key.clone());
+                    self.next.phase = Phase::Rows { table: at, after };
+                    return Ok(());
+                }
+                let target = match &mut opened {
+                    Some(target) => target,
+                    none => none.insert(txn.open_table(table.definition())?),
+                };
+                let old = match &slot.value {
+                    Some(value) => target.insert(&key[..], &value[..])?,
+                    None => target.remove(&key[..])?,
+                };
+                let freed = old.and_then(|old| BlobRef::of(old.value()));
+                if let Some(freed) = freed.filter(|blob| slot.value.as_deref().and_then(BlobRef::of) != Some(*blob)) {
+                    txn.open_table(BLOBS)?.remove(freed.id)?;
+                }
+                rows += 1;
+                bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
+                self.slots.push((table, key.clone(), slot.group));
+            }
+        }
+        self.next.phase = Phase::Orphans;
+        Ok(())
+    }
+
+    /// The slice is committed: the tail forgets what it did. Gives where the round stands now.
+    pub(crate) fn committed(self, tail: &mut Tail) -> Round {
+        for (table, key, group) in &self.slots {
+            tail.folded(*table, key, *group);
+        }
+        if let Some(upto) = self.removed_upto {
+            tail.removed(upto);
+        }
+        self.next
+    }
+}
+
+impl Watermark {
+    pub(crate) fn write(&self, txn: &WriteTransaction) -> Result<(), Fault> {
+        let mut table = txn.open_table(META)?;
+        let id = u128::from_be_bytes(*self.last_id.as_bytes());
+        table.insert(meta::GROUP, self.group)?;
+        table.insert(meta::SEQUENCE, self.sequence)?;
+        table.insert(meta::LAST_ID_HIGH, (id >> 64) as u64)?;
+        table.insert(meta::LAST_ID_LOW, id as u64)?;
+        Ok(())
+    }
+}

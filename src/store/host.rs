@@ -1,0 +1,100 @@
+//! Where the writer runs: on its own thread, or inline for a simulation.
+
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+
+use super::inbox::Inbox;
+use super::op::Op;
+use super::writer::{Effects, Writer};
+use crate::error::Error;
+
+/// The seam between the async handle and the writer.
+pub(super) trait Host: Send + Sync {
+    /// Gives the writer its effects and lets it work.
+    fn connect(&self, effects: Arc<dyn Effects>) -> Result<(), Error>;
+
+    /// Hands an operation over; gives it back once the writer has ended.
+    #[must_use]
+    fn submit(&self, op: Op) -> Option<Op>;
+}
+
+/// The writer on a thread of its own: its flushes block no async thread.
+pub(super) struct Threaded {
+    writer: Mutex<Option<Writer>>,
+    inbox: Arc<Inbox>,
+}
+
+impl Threaded {
+    pub(super) fn new(writer: Writer, inbox: Arc<Inbox>) -> Self {
+        Threaded { writer: Mutex::new(Some(writer)), inbox }
+    }
+}
+
+impl Host for Threaded {
+    fn connect(&self, effects: Arc<dyn Effects>) -> Result<(), Error> {
+        let Some(mut writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        writer.connect(effects);
+        let spawned = std::thread::Builder::new().name("durably-writer".into()).spawn(move || writer.run());
+        // Nobody joins it: it answers a close after it has let go of the file.
+        spawned.map(drop).map_err(|error| Error::Storage(error.into()))
+    }
+
+    fn submit(&self, op: Op) -> Option<Op> {
+        self.inbox.push(op)
+    }
+}
+
+impl Drop for Threaded {
+    fn drop(&mut self) {
+        // Nobody can ask for anything any more: the writer finishes what it has and lets go of the file. It is not waited
+        // for here, since this may be an async thread.
+        let (call, _) = super::op::Call::new(false, super::op::Admitted::default());
+        let _ = self.inbox.push(Op::Close(call));
+    }
+}
+
+/// The writer on whatever thread hands it something, in call order and never twice at once.
+pub(super) struct Inline {
+    writer: Mutex<Option<Writer>>,
+    inbox: Arc<Inbox>,
+}
+
+impl Inline {
+    pub(super) fn new(writer: Writer, inbox: Arc<Inbox>) -> Self {
+        Inline { writer: Mutex::new(Some(writer)), inbox }
+    }
+
+    fn work(&self) {
+        // Held already: whoever holds it takes up what was pushed before it lets go.
+        let mut held = match self.writer.try_lock() {
+            Ok(held) => held,
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if let Some(writer) = held.as_mut() {
+            while !self.inbox.is_empty() {
+                if writer.step(Some(std::time::Duration::ZERO)) {
+                    held.take().into_iter().for_each(Writer::close);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Host for Inline {
+    fn connect(&self, effects: Arc<dyn Effects>) -> Result<(), Error> {
+        if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            writer.connect(effects);
+        }
+        self.work();
+        Ok(())
+    }
+
+    fn submit(&self, op: Op) -> Option<Op> {
+        let refused = self.inbox.push(op);
+        self.work();
+        refused
+    }
+}

@@ -1,0 +1,74 @@
+//! Operations on their way to the writer.
+//!
+//! Any number of threads push, the writer takes everything there is at once: one lock a group. What is waiting is bounded
+//! before it gets here, by admission for calls from outside and by the number of executing runs for the rest.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::op::Op;
+
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    ops: VecDeque<Op>,
+    asleep: bool,
+    closed: bool,
+}
+
+impl Inbox {
+    /// Hands an operation over; gives it back if the writer has ended.
+    #[must_use]
+    pub(crate) fn push(&self, op: Op) -> Option<Op> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.closed {
+            return Some(op);
+        }
+        queue.ops.push_back(op);
+        if queue.asleep {
+            self.arrived.notify_one();
+        }
+        None
+    }
+
+    /// Moves everything there is to `ops`, waiting up to `timeout` for the first if there is nothing.
+    pub(crate) fn take(&self, ops: &mut VecDeque<Op>, timeout: Option<Duration>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.ops.is_empty() && timeout != Some(Duration::ZERO) {
+            queue.asleep = true;
+            queue = match timeout {
+                Some(timeout) => {
+                    let waited = self.arrived.wait_timeout_while(queue, timeout, |queue| queue.ops.is_empty());
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    let waited = self.arrived.wait_while(queue, |queue| queue.ops.is_empty());
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+            queue.asleep = false;
+        }
+        if ops.is_empty() {
+            std::mem::swap(ops, &mut queue.ops);
+        } else {
+            ops.append(&mut queue.ops);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).ops.is_empty()
+    }
+
+    /// Refuses what comes from here on, and gives what had come.
+    pub(crate) fn close(&self) -> VecDeque<Op> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.closed = true;
+        std::mem::take(&mut queue.ops)
+    }
+}

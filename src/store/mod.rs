@@ -1,0 +1,302 @@
+//! The store: one file, one writer, short reads.
+//!
+//! [`Store`] is the async handle. What is to be written goes as an operation to the [`writer`], through admission and the
+//! [`inbox`], and is answered after its commit; what is read goes through a [`view`] on a thread that may block.
+//!
+//! Layout, from the outside in: [`op`] what can be asked · [`inbox`] · [`writer`] the thread that decides and commits ·
+//! [`stage`] a group being built · [`disk`] the handle · [`journal`], [`tail`] and [`fold`] the log-structured half ·
+//! [`view`] reads through tables plus tail · [`read`] and [`query`] what is asked of it · [`tables`] the layout on disk ·
+//! [`file`], [`backend`] and [`reserve`] the file itself.
+
+pub(crate) mod backend;
+pub(crate) mod disk;
+pub(crate) mod file;
+mod fold;
+mod host;
+mod inbox;
+mod journal;
+pub(crate) mod op;
+mod query;
+pub(crate) mod read;
+mod reserve;
+mod stage;
+pub(crate) mod tables;
+mod tail;
+mod view;
+pub(crate) mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::codec::Corrupted;
+use crate::config::Config;
+use crate::error::Error;
+use crate::event::{Bell, Event, Ring};
+use crate::limits::{EVENT_BUFFER_BYTES, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
+use disk::{Disk, Shared};
+use file::{IntegrityCheck, Medium, OpenError, OpenOptions};
+use host::{Host, Inline, Threaded};
+use inbox::Inbox;
+use op::{Admitted, Call, Op};
+use reserve::Reserve;
+use writer::{Condition, Effects, Surroundings, Writer, WriterConfig};
+
+/// What goes wrong between us and the file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Corrupted(#[from] Corrupted),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("the file has no format version")]
+    NotOurs,
+    #[error("the file has format {found}, this version reads up to {supported}")]
+    NewerFormat { found: u64, supported: u64 },
+    #[error("the file is closed")]
+    Closed,
+    #[error(transparent)]
+    Redb(redb::Error),
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Fault {
+            fn from(error: $error) -> Self {
+                Fault::Redb(error.into())
+            }
+        }
+    )*};
+}
+from_redb!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError, redb::Error);
+
+impl Fault {
+    /// The handle was swapped under a reader; the next view has the new one.
+    fn is_swapped(&self) -> bool {
+        matches!(self, Fault::Closed | Fault::Redb(redb::Error::DatabaseClosed | redb::Error::PreviousIo))
+    }
+}
+
+/// Where the store runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// The writer has its own thread, reads go to threads that may block.
+    Threads,
+    /// Everything happens on the caller's thread, in call order: for a simulation.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only a simulation runs the writer inline"))]
+    Inline,
+}
+
+/// The async handle.
+#[derive(Clone)]
+pub(crate) struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    host: Box<dyn Host>,
+    placement: Placement,
+    shared: Arc<Shared>,
+    events: Ring<Event>,
+    bell: Arc<Bell>,
+    condition: Arc<Condition>,
+    calls: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    admission_timeout: Duration,
+    owner: Arc<str>,
+}
+
+/// Admission counts bytes in units of this, since a semaphore counts to 2^32.
+const BYTES_UNIT: usize = 64;
+
+impl Store {
+    /// Opens or creates the file, recovers, and starts the writer. Blocks; nothing is started before `connect`.
+    pub(crate) fn open(medium: Medium, config: &Config, placement: Placement) -> Result<Store, Error> {
+        let options = OpenOptions {
+            cache_bytes: config.cache_bytes,
+            check_integrity: IntegrityCheck::default(),
+            lock_wait: config.lock_wait,
+        };
+        let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
+        // Only once the file is ours: what lies beside another's file is not touched.
+        let reserve = Reserve::hold(&medium).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no reserve is held for a full disk");
+            Reserve::absent()
+        });
+        let shared = disk.shared().clone();
+        let events = Ring::starting_after(EVENT_BUFFER_BYTES, disk.next_sequence() - 1);
+        let bell = Arc::new(Bell::default());
+        let condition = Arc::new(Condition::default());
+        let inbox = Arc::new(Inbox::default());
+        let owner: Arc<str> = format!("{}-{}", std::process::id(), disk.next_group()).into();
+        let writer_config = WriterConfig {
+            slots: config.max_concurrent_runs as u32,
+            paused: config.paused,
+            max_recoveries: config.max_recoveries,
+            keep_steps: config.keep_steps,
+            keep_logs: config.keep_logs,
+            seed: config.seed,
+            owner: owner.clone(),
+        };
+        let surroundings = Surroundings {
+            inbox: inbox.clone(),
+            events: events.clone(),
+            bell: bell.clone(),
+            condition: condition.clone(),
+            clock: config.clock.clone(),
+        };
+        let writer = Writer::new(disk, reserve, writer_config, surroundings)?;
+        let host: Box<dyn Host> = match placement {
+            Placement::Threads => Box::new(Threaded::new(writer, inbox)),
+            Placement::Inline => Box::new(Inline::new(writer, inbox)),
+        };
+        Ok(Store {
+            inner: Arc::new(Inner {
+                host,
+                placement,
+                shared,
+                events,
+                bell,
+                condition,
+                calls: Arc::new(Semaphore::new(UNACKED_CALLS_MAX)),
+                bytes: Arc::new(Semaphore::new(UNACKED_BYTES_MAX / BYTES_UNIT)),
+                admission_timeout: config.admission_timeout,
+                owner,
+            }),
+        })
+    }
+
+    /// Tells the writer whom to tell, and lets it start runs.
+    pub(crate) fn connect(&self, effects: Arc<dyn Effects>) -> Result<(), Error> {
+        self.inner.host.connect(effects)
+    }
+
+    pub(crate) fn events(&self) -> &Ring<Event> {
+        &self.inner.events
+    }
+
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.inner.bell
+    }
+
+    /// The sequence of the last committed event.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.inner.condition.sequence()
+    }
+
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.inner.condition.is_degraded()
+    }
+
+    /// The name of this runtime as the holder of leases.
+    pub(crate) fn owner(&self) -> &Arc<str> {
+        &self.inner.owner
+    }
+
+    /// Room for a call from outside, if there is some at once.
+    pub(crate) fn try_admit(&self, bytes: usize) -> Result<Admitted, Error> {
+        let inner = &self.inner;
+        let tried = (inner.calls.clone().try_acquire_owned(), inner.bytes.clone().try_acquire_many_owned(units(bytes)));
+        match tried {
+            (Ok(call), Ok(bytes)) => Ok(Admitted { _call: Some(call), _bytes: Some(bytes) }),
+            _ => Err(Error::Overloaded { waited: Duration::ZERO }),
+        }
+    }
+
+    /// Room for a call from outside: waits up to the admission timeout, or not at all.
+    pub(crate) async fn admit(&self, bytes: usize, wait: bool) -> Result<Admitted, Error> {
+        let inner = &self.inner;
+        let waited = inner.admission_timeout;
+        match self.try_admit(bytes) {
+            Err(_) if wait && !waited.is_zero() => {}
+            decided => return decided,
+        }
+        let units = units(bytes);
+        let both = async {
+            let call = inner.calls.clone().acquire_owned().await.ok();
+            let bytes = inner.bytes.clone().acquire_many_owned(units).await.ok();
+            Admitted { _call: call, _bytes: bytes }
+        };
+        tokio::time::timeout(waited, both).await.map_err(|_| Error::Overloaded { waited })
+    }
+
+    /// Room for what a body has finished: waits as long as it takes.
+    pub(crate) async fn admit_body(&self, bytes: usize) -> Admitted {
+        let permit: Option<OwnedSemaphorePermit> = self.inner.bytes.clone().acquire_many_owned(units(bytes)).await.ok();
+        Admitted { _call: None, _bytes: permit }
+    }
+
+    /// Hands a request over and gives what it will be answered on.
+    ///
+    /// # Cancel safety
+    /// Once handed over, the request is carried out whether or not the answer is waited for.
+    pub(crate) fn submit<Q, A>(
+        &self,
+        wrap: impl FnOnce(Call<Q, A>) -> Op,
+        request: Q,
+        admitted: Admitted,
+    ) -> Pending<A> {
+        let (call, answer) = Call::new(request, admitted);
+        self.send(wrap(call));
+        Pending { answer }
+    }
+
+    /// Hands over an operation; after the end, it is answered with [`Error::ShutDown`].
+    pub(crate) fn send(&self, op: Op) {
+        if let Some(op) = self.inner.host.submit(op) {
+            op.settle(Some(Error::ShutDown));
+        }
+    }
+
+    /// Reads, off the async threads.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl Fn(&view::View<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.inner.placement {
+            Placement::Inline => read_retrying(&self.inner.shared, read),
+            Placement::Threads => {
+                let shared = self.inner.shared.clone();
+                let task = tokio::task::spawn_blocking(move || read_retrying(&shared, read));
+                task.await.map_err(|_| Error::ShutDown)?
+            }
+        }
+    }
+}
+
+/// Reads again while the file is being reopened.
+fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T, Fault>) -> Result<T, Error> {
+    let mut tries = 0;
+    loop {
+        match shared.view().and_then(|view| read(&view)) {
+            Err(fault) if fault.is_swapped() && tries < 100 && !shared.is_closed() => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn units(bytes: usize) -> u32 {
+    (bytes.min(UNACKED_BYTES_MAX) / BYTES_UNIT) as u32
+}
+
+/// An answer that is on its way.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Pending<A> {
+    answer: oneshot::Receiver<Result<A, Error>>,
+}
+
+impl<A> Pending<A> {
+    pub(crate) async fn answer(self) -> Result<A, Error> {
+        self.answer.await.unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// The answer, for someone who may stop waiting and go on later.
+    pub(crate) async fn answer_mut(&mut self) -> Result<A, Error> {
+        (&mut self.answer).await.unwrap_or(Err(Error::ShutDown))
+    }
+}

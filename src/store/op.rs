@@ -1,0 +1,292 @@
+//! What the writer is asked to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::codec::records::{ErrorRecord, ProgressRecord};
+use crate::engine::Generation;
+use crate::error::Error;
+use crate::id::RunId;
+use crate::run::{LogLevel, RunStatus};
+use crate::time::Timestamp;
+use crate::trigger::{Disposition, OnConflict};
+
+/// Room among the writes that wait for the disk; given back when the operation is answered.
+#[derive(Debug, Default)]
+pub(crate) struct Admitted {
+    pub(crate) _call: Option<OwnedSemaphorePermit>,
+    pub(crate) _bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// A request that is answered after the commit that carries it.
+///
+/// The request outlives its application, so that it can be applied again should the commit turn out not to have happened.
+#[derive(Debug)]
+pub(crate) struct Call<Q, A> {
+    pub(crate) request: Q,
+    pub(crate) answer: Option<Result<A, Error>>,
+    pub(crate) reply: oneshot::Sender<Result<A, Error>>,
+    /// Held until the answer is given.
+    _admitted: Admitted,
+}
+
+impl<Q, A> Call<Q, A> {
+    pub(crate) fn new(request: Q, admitted: Admitted) -> (Self, oneshot::Receiver<Result<A, Error>>) {
+        let (reply, receiver) = oneshot::channel();
+        (Call { request, answer: None, reply, _admitted: admitted }, receiver)
+    }
+
+    /// Tells the caller what was decided, or why nothing was. One that has gone away is not told; what was done stays done.
+    fn settle(self, failure: Option<Error>) {
+        let answer = failure.map_or_else(|| self.answer.unwrap_or(Err(Error::ShutDown)), Err);
+        let _ = self.reply.send(answer);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Op {
+    Register(Call<Vec<JobSpec>, ()>),
+    Trigger(Call<Vec<NewRun>, Vec<Triggered>>),
+    Cancel(Call<Targets, usize>),
+    Resume(Call<Resume, usize>),
+    Delete(Call<RunId, ()>),
+    Purge(Call<Purge, Purged>),
+    /// A body is about to wait for a run, or has stopped waiting.
+    Wait(Call<(RunId, RunId), ()>),
+    WaitOver(RunId),
+    Checkpoint(Call<Checkpoint, Accepted>),
+    End(Call<End, Accepted>),
+    Notes(Call<NotesOf, Accepted>),
+    /// The body of that lease is really gone.
+    Stopped(RunId, Generation),
+    /// Start no new run, or go on; answered when it is in force.
+    Pause(Call<bool, ()>),
+    /// Answered once no body is left.
+    Quiet(Call<(), ()>),
+    /// Start up to that many runs, if paused; answered with how many ended once none is left to start.
+    Idle(Call<Option<u64>, u64>),
+    Stats(Call<(), Counts>),
+    /// Fold, close, and end the writer.
+    /// Whether what still executes is handed back, or left to be found as crashed.
+    Close(Call<bool, ()>),
+}
+
+impl Op {
+    /// About what it adds to a commit.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
+            Op::Checkpoint(call) => call.request.outcome.as_ref().map_or(256, Bytes::len) + 128,
+            Op::End(call) => match &call.request.outcome {
+                Outcome::Completed(output) => output.len() + 256,
+                _ => 512,
+            },
+            _ => 128,
+        }
+    }
+
+    /// Whether someone outside waits for this, rather than a body: outside callers get an error when the store stays away,
+    /// bodies wait until it is back.
+    pub(crate) fn is_from_outside(&self) -> bool {
+        !matches!(
+            self,
+            Op::Register(_)
+                | Op::Checkpoint(_)
+                | Op::End(_)
+                | Op::Notes(_)
+                | Op::Stopped(..)
+                | Op::WaitOver(_)
+                | Op::Quiet(_)
+                | Op::Idle(_)
+                | Op::Close(_)
+        )
+    }
+
+    /// Answers with what was decided, or with a failure.
+    pub(crate) fn settle(self, failure: Option<Error>) {
+        match self {
+            Op::Register(call) => call.settle(failure),
+            Op::Trigger(call) => call.settle(failure),
+            Op::Cancel(call) => call.settle(failure),
+            Op::Resume(call) => call.settle(failure),
+            Op::Delete(call) => call.settle(failure),
+            Op::Purge(call) => call.settle(failure),
+            Op::Wait(call) => call.settle(failure),
+            Op::Checkpoint(call) => call.settle(failure),
+            Op::End(call) => call.settle(failure),
+            Op::Notes(call) => call.settle(failure),
+            Op::Pause(call) => call.settle(failure),
+            Op::Quiet(call) => call.settle(failure),
+            Op::Idle(call) => call.settle(failure),
+            Op::Stats(call) => call.settle(failure),
+            Op::Close(call) => call.settle(failure),
+            Op::WaitOver(_) | Op::Stopped(..) => {}
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct JobSpec {
+    pub(crate) name: Arc<str>,
+    pub(crate) limit: u32,
+}
+
+/// A run to be created.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRun {
+    pub(crate) job: Arc<str>,
+    pub(crate) input: Bytes,
+    pub(crate) fingerprint: [u8; 16],
+    pub(crate) idempotency: Option<Idempotency>,
+    pub(crate) concurrency: Option<Concurrency>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) retriggered_from: Option<RunId>,
+}
+
+impl NewRun {
+    pub(crate) fn bytes(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
+        self.input.len() + labels + 256
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Idempotency {
+    pub(crate) key: String,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) reject_changed_input: bool,
+    pub(crate) reuse_after_failure: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Concurrency {
+    pub(crate) key: String,
+    pub(crate) limit: u32,
+    pub(crate) on_conflict: OnConflict,
+}
+
+/// What became of a trigger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Triggered {
+    pub(crate) run: RunId,
+    pub(crate) disposition: Disposition,
+    pub(crate) status: RunStatus,
+    pub(crate) input_differs: bool,
+}
+
+/// Runs to do something to.
+#[derive(Debug, Clone)]
+pub(crate) struct Targets {
+    pub(crate) runs: Vec<RunId>,
+    /// Whether a run whose status forbids it is an error, or is passed over.
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Resume {
+    pub(crate) targets: Targets,
+    /// Steps whose recorded failure is cleared as well.
+    pub(crate) clear_failures: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Purge {
+    pub(crate) before: Timestamp,
+    pub(crate) limit: usize,
+    /// Where the last slice stopped.
+    pub(crate) after: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Purged {
+    pub(crate) deleted: usize,
+    /// Where to go on; `None` if there is nothing more.
+    pub(crate) after: Option<Vec<u8>>,
+}
+
+/// A step's outcome, to be recorded.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoint {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    pub(crate) index: u32,
+    pub(crate) key: Arc<str>,
+    pub(crate) outcome: Result<Bytes, ErrorRecord>,
+    pub(crate) attempts: u32,
+    pub(crate) started_at: Timestamp,
+    pub(crate) completed_at: Timestamp,
+    pub(crate) duration: Duration,
+    pub(crate) notes: Notes,
+}
+
+/// Whether a write of a run was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Accepted {
+    Recorded,
+    /// The run has its outcome already, or another lease: nothing was recorded.
+    Refused,
+}
+
+/// The end of an execution.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    pub(crate) outcome: Outcome,
+    /// The body is really gone, so that key and slot are free with this commit.
+    pub(crate) stopped: bool,
+    pub(crate) duration: Duration,
+    pub(crate) notes: Notes,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    Completed(Bytes),
+    Failed(ErrorRecord),
+    /// Pending again, first in line, nothing counted: a shutdown, or a fault of ours.
+    HandedBack,
+    /// Pending and not in line: the registered code can't decode the stored input.
+    Blocked(String),
+}
+
+/// Progress and log lines that ride on a run's next commit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notes {
+    pub(crate) progress: Option<ProgressRecord>,
+    pub(crate) lines: Vec<Line>,
+}
+
+impl Notes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.progress.is_none() && self.lines.is_empty()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct NotesOf {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    pub(crate) notes: Notes,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) level: LogLevel,
+    pub(crate) at: Timestamp,
+    pub(crate) step: Option<Arc<str>>,
+    pub(crate) message: String,
+    pub(crate) fields: Bytes,
+}
+
+/// Runs by job and status.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counts {
+    pub(crate) jobs: Vec<(String, [u64; 6])>,
+    pub(crate) commits: u64,
+    pub(crate) flushes: u64,
+    pub(crate) bytes_written: u64,
+}

@@ -1,0 +1,189 @@
+//! Lists of runs: every condition is an index whose rows are in the order of run ids, and the runs that satisfy all of them
+//! are found by leaping from one index to the next.
+//!
+//! A long search is cut into chunks, each over a view of its own: every run is judged whole within one view, and no view is
+//! held long.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::read::{Names, assemble, names, rowset};
+use super::tables::Table;
+use super::view::{Direction, Rows, View};
+use super::{Fault, Store};
+use crate::codec::keys;
+use crate::error::Error;
+use crate::id::RunId;
+use crate::run::{Run, RunFilter};
+
+/// Seeks in an index before a new view is taken.
+const SEEKS_MAX: usize = 2_000;
+
+/// A condition: any of these prefixes of an index.
+struct Source {
+    table: Table,
+    prefixes: Vec<Vec<u8>>,
+}
+
+impl Source {
+    /// The greatest run up to `upto` that satisfies the condition.
+    fn seek(&self, view: &View<'_>, upto: RunId) -> Result<Option<RunId>, Fault> {
+        let mut best = None;
+        for prefix in &self.prefixes {
+            let mut upper = prefix.clone();
+            upper.extend_from_slice(upto.as_bytes());
+            let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
+            let found = view.first(self.table, range, Direction::Backward)?;
+            best = best.max(found.and_then(|(key, _)| keys::read_run(&key)));
+        }
+        Ok(best)
+    }
+}
+
+/// A search that goes on over several views.
+#[derive(Clone)]
+struct Search {
+    filter: RunFilter,
+    /// Runs up to this one are still to be looked at; `None`: all were.
+    upto: Option<RunId>,
+    skip: usize,
+    left: usize,
+}
+
+impl Search {
+    fn new(filter: RunFilter) -> Self {
+        let upto = filter.after.map_or(Some(RunId::MAX), before);
+        Search { upto, skip: filter.offset, left: filter.limit_or_default(), filter }
+    }
+
+    /// One chunk: gives the runs found with what `take` makes of them.
+    fn chunk<T>(
+        &mut self,
+        view: &View<'_>,
+        take: impl Fn(&Names, RunId) -> Result<Option<T>, Fault>,
+    ) -> Result<Vec<T>, Fault> {
+        let mut found = Vec::new();
+        let names = names(view)?;
+        let Some(sources) = self.sources(&names) else {
+            self.upto = None;
+            return Ok(found);
+        };
+        let mut seeks = 0;
+        'runs: while self.left > 0 && seeks < SEEKS_MAX {
+            let Some(mut upto) = self.upto else { break };
+            // Every index is asked for its greatest run up to the smallest that the others gave, until all give the same.
+            let mut agreed = 0;
+            for source in sources.iter().cycle() {
+                seeks += 1;
+                let Some(run) = source.seek(view, upto)? else {
+                    self.upto = None;
+                    break 'runs;
+                };
+                agreed = if run == upto { agreed + 1 } else { 1 };
+                upto = run;
+                if agreed >= sources.len() {
+                    break;
+                }
+                if seeks >= SEEKS_MAX {
+                    self.upto = Some(upto);
+                    break 'runs;
+                }
+            }
+            self.upto = before(upto);
+            if self.skip > 0 {
+                self.skip -= 1;
+            } else if let Some(taken) = take(&names, upto)? {
+                found.push(taken);
+                self.left -= 1;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The conditions as indexes; `None` where one of them names something that does not exist.
+    fn sources(&self, names: &Names) -> Option<Vec<Source>> {
+        let mut sources = Vec::new();
+        if !self.filter.statuses.is_empty() {
+            let prefixes = self.filter.statuses.iter().map(|status| keys::by_status_prefix(*status)).collect();
+            sources.push(Source { table: Table::ByStatus, prefixes });
+        }
+        if !self.filter.jobs.is_empty() {
+            let wanted = names.iter().filter(|(_, name)| self.filter.jobs.iter().any(|job| **job == ***name));
+            let prefixes: Vec<_> = wanted.map(|(number, _)| keys::by_job_prefix(*number)).collect();
+            if prefixes.is_empty() {
+                return None;
+            }
+            sources.push(Source { table: Table::ByJob, prefixes });
+        }
+        for (key, value) in &self.filter.labels {
+            sources.push(Source { table: Table::ByLabel, prefixes: vec![keys::by_label_prefix(key, value)] });
+        }
+        if sources.is_empty() {
+            sources.push(Source { table: Table::Runs, prefixes: vec![Vec::new()] });
+        }
+        Some(sources)
+    }
+
+    fn is_over(&self) -> bool {
+        self.upto.is_none() || self.left == 0
+    }
+}
+
+impl Store {
+    /// Runs that satisfy a filter, newest first.
+    pub(crate) async fn get_runs(&self, filter: RunFilter) -> Result<Vec<Run>, Error> {
+        filter.validate()?;
+        let payloads = !filter.without_payloads;
+        let owner = self.owner().clone();
+        self.search(filter, move |view, names, run| {
+            let Some(rows) = rowset(view, run, payloads)? else { return Ok(None) };
+            let mut run = assemble(run, rows, names, &owner)?;
+            if !payloads {
+                run.input = None;
+            }
+            Ok(Some(run))
+        })
+        .await
+    }
+
+    /// The ids of all runs that satisfy a filter, newest first, whatever its limit.
+    pub(crate) async fn find_runs(&self, filter: RunFilter) -> Result<Vec<RunId>, Error> {
+        filter.validate()?;
+        let limit = filter.limit.unwrap_or(usize::MAX);
+        self.search(filter.limit(limit), |_, _, run| Ok(Some(run))).await
+    }
+
+    async fn search<T: Send + 'static>(
+        &self,
+        filter: RunFilter,
+        take: impl Fn(&View<'_>, &Names, RunId) -> Result<Option<T>, Fault> + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
+        let take = Arc::new(take);
+        let search = Arc::new(std::sync::Mutex::new(Search::new(filter)));
+        let mut found = Vec::new();
+        loop {
+            let (take, searching) = (take.clone(), search.clone());
+            let (chunk, over) = self
+                .read(move |view| {
+                    // A chunk that fails is searched again from where it began.
+                    let mut held = searching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut search = held.clone();
+                    let chunk = search.chunk(view, |names, run| take(view, names, run))?;
+                    let over = search.is_over();
+                    *held = search;
+                    Ok((chunk, over))
+                })
+                .await?;
+            found.extend(chunk);
+            if over {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+/// The run id before this one.
+fn before(run: RunId) -> Option<RunId> {
+    let before = u128::from_be_bytes(*run.as_bytes()).checked_sub(1)?;
+    Some(RunId::from_bytes(before.to_be_bytes()))
+}

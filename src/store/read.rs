@@ -1,0 +1,246 @@
+//! Reading runs and what belongs to them.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::tables::Table;
+use super::view::{Rows, View};
+use super::{Fault, Store};
+use crate::codec::records::{ErrorRecord, JobRecord, LogRecord, RunRecord, StateRecord, StepRecord};
+use crate::codec::{self, Corrupted, keys};
+use crate::engine::JobNumber;
+use crate::error::Error;
+use crate::id::RunId;
+use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
+use crate::run::{LogLevel, LogLine, Progress, Run, RunStatus, StepInfo, StepStatus};
+
+/// The names of jobs by number; they never change, so readers keep them.
+pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
+
+/// A run's rows as they are, payloads undecoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Rowset {
+    pub(crate) record: RunRecord,
+    pub(crate) state: StateRecord,
+    pub(crate) input: Bytes,
+    pub(crate) output: Option<Bytes>,
+}
+
+/// A checkpoint as a replaying run keeps it.
+#[derive(Debug)]
+pub(crate) struct ReplayStep {
+    pub(crate) key: String,
+    pub(crate) index: u32,
+    pub(crate) bytes: usize,
+    pub(crate) outcome: ReplayOutcome,
+}
+
+#[derive(Debug)]
+pub(crate) enum ReplayOutcome {
+    Output(Bytes),
+    /// Too large to be kept: it is read when asked for.
+    Stored,
+    Failed(ErrorRecord),
+}
+
+impl Store {
+    /// A run as it is now.
+    pub(crate) async fn get_run(&self, run: RunId) -> Result<Option<Run>, Error> {
+        let owner = self.owner().clone();
+        self.read(move |view| {
+            let Some(rows) = rowset(view, run, true)? else { return Ok(None) };
+            let names = names(view)?;
+            assemble(run, rows, &names, &owner).map(Some)
+        })
+        .await
+    }
+
+    /// A run's rows, or that there is no such run.
+    pub(crate) async fn rowset(&self, run: RunId) -> Result<Rowset, Error> {
+        self.read(move |view| rowset(view, run, true)).await?.ok_or(Error::RunNotFound { run })
+    }
+
+    /// A run's rows, with the sequence of the last event that they hold the effect of and the job's name.
+    pub(crate) async fn snapshot(&self, run: RunId) -> Result<(Rowset, u64, Arc<str>), Error> {
+        let found = self.read(move |view| {
+            let Some(rows) = rowset(view, run, true)? else { return Ok(None) };
+            let name = names(view)?.remove(&rows.record.job).unwrap_or_else(|| "".into());
+            Ok(Some((rows, view.sequence(), name)))
+        });
+        found.await?.ok_or(Error::RunNotFound { run })
+    }
+
+    /// The steps of a run by index.
+    pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
+        self.read(move |view| {
+            let mut steps = Vec::new();
+            view.scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
+                steps.push(step_info(run, key, &row)?);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(steps)
+        })
+        .await
+    }
+
+    /// The log lines of a run in order.
+    pub(crate) async fn get_logs(&self, run: RunId) -> Result<Vec<LogLine>, Error> {
+        self.read(move |view| {
+            let mut lines = Vec::new();
+            view.scan_prefix(Table::Logs, run.as_bytes(), &mut |key, row| {
+                lines.push(log_line(run, key, &row)?);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(lines)
+        })
+        .await
+    }
+
+    /// A run's checkpoints, for its next execution.
+    pub(crate) async fn replay(&self, run: RunId) -> Result<Vec<ReplayStep>, Error> {
+        self.read(move |view| {
+            let mut steps = Vec::new();
+            let mut kept = 0;
+            view.scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
+                let (record, output) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
+                let (_, index) = keys::read_step(key).ok_or_else(|| Corrupted::new(Table::Steps, key, "not a step"))?;
+                let outcome = match record.error {
+                    Some(error) => ReplayOutcome::Failed(error),
+                    None if output.len() <= REPLAY_INLINE_BYTES_MAX && kept + output.len() <= REPLAY_BYTES_MAX => {
+                        kept += output.len();
+                        ReplayOutcome::Output(output)
+                    }
+                    None => ReplayOutcome::Stored,
+                };
+                steps.push(ReplayStep { key: record.key, index, bytes: row.len(), outcome });
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(steps)
+        })
+        .await
+    }
+
+    /// The output of one checkpoint.
+    pub(crate) async fn step_output(&self, run: RunId, index: u32) -> Result<Bytes, Error> {
+        self.read(move |view| {
+            let key = keys::of_run(run, index);
+            let row =
+                view.get(Table::Steps, &key)?.ok_or_else(|| Corrupted::new(Table::Steps, &key, "row is missing"))?;
+            Ok(codec::open::<StepRecord>(Table::Steps, &key, &row)?.1)
+        })
+        .await
+    }
+}
+
+pub(super) fn names(view: &View<'_>) -> Result<Names, Fault> {
+    let mut names = Names::new();
+    view.scan_prefix(Table::Jobs, &[], &mut |key, row| {
+        let (record, _) = codec::open::<JobRecord>(Table::Jobs, key, &row)?;
+        names.insert(record.number, String::from_utf8_lossy(key).into());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(names)
+}
+
+pub(super) fn rowset(view: &View<'_>, run: RunId, payloads: bool) -> Result<Option<Rowset>, Fault> {
+    let key = run.as_bytes();
+    let Some(row) = view.get(Table::Runs, key)? else { return Ok(None) };
+    let (record, input) = codec::open::<RunRecord>(Table::Runs, key, &row)?;
+    let mut state = match view.get(Table::States, key)? {
+        Some(row) => codec::open::<StateRecord>(Table::States, key, &row)?.0,
+        None => StateRecord::default(),
+    };
+    if let Some(live) = view.live(run) {
+        state.steps_completed = live.steps_completed;
+        state.step_index = live.step_index;
+        state.updated_at = Some(live.updated_at);
+    }
+    let output = if payloads && state.status == RunStatus::Completed.to_byte() {
+        let row = view.get(Table::Outputs, key)?;
+        row.map(|row| codec::open::<()>(Table::Outputs, key, &row)).transpose()?.map(|(_, output)| output)
+    } else {
+        None
+    };
+    Ok(Some(Rowset { record, state, input, output }))
+}
+
+/// A public run from its rows.
+pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>) -> Result<Run, Fault> {
+    let key = run.as_bytes();
+    let Rowset { record, state, input, output } = rows;
+    let status =
+        RunStatus::from_byte(state.status).ok_or_else(|| Corrupted::new(Table::States, key, "unknown status"))?;
+    let job_name = names.get(&record.job).ok_or_else(|| Corrupted::new(Table::Runs, key, "unknown job"))?;
+    Ok(Run {
+        id: run,
+        job_name: job_name.to_string(),
+        input: Some(json(Table::Runs, key, &input)?),
+        status,
+        idempotency_key: record.idempotency_key,
+        concurrency_key: record.concurrency_key,
+        current_step_index: state.step_index,
+        completed_step_count: state.steps_completed,
+        progress: state.progress.map(|progress| Progress {
+            current: progress.current,
+            total: progress.total,
+            message: progress.message,
+        }),
+        output: output.map(|output| json(Table::Outputs, key, &output)).transpose()?,
+        error: state.error.map(Into::into),
+        labels: record.labels.into_iter().collect(),
+        lease_owner: (status == RunStatus::Leased).then(|| owner.to_string()),
+        lease_expires_at: None,
+        lease_generation: state.generation,
+        started_at: state.started_at,
+        completed_at: state.completed_at,
+        created_at: record.created_at,
+        updated_at: state.updated_at.unwrap_or(record.created_at),
+        recoveries: state.recoveries,
+        retriggered_from: record.retriggered_from,
+        replaced_by: state.replaced_by,
+        blocked: state.blocked,
+    })
+}
+
+fn step_info(run: RunId, key: &[u8], row: &Bytes) -> Result<StepInfo, Fault> {
+    let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
+    let (_, index) = keys::read_step(key).ok_or_else(|| Corrupted::new(Table::Steps, key, "not a step"))?;
+    let failed = record.error.is_some();
+    Ok(StepInfo {
+        run_id: run,
+        name: record.key,
+        index,
+        status: if failed { StepStatus::Failed } else { StepStatus::Completed },
+        output: if failed { None } else { Some(json(Table::Steps, key, &output)?) },
+        error: record.error.map(Into::into),
+        attempts: record.attempts,
+        started_at: record.started_at,
+        completed_at: record.completed_at,
+    })
+}
+
+fn log_line(run: RunId, key: &[u8], row: &Bytes) -> Result<LogLine, Fault> {
+    let (record, fields) = codec::open::<LogRecord>(Table::Logs, key, row)?;
+    let (_, number) = keys::read_step(key).ok_or_else(|| Corrupted::new(Table::Logs, key, "not a log line"))?;
+    Ok(LogLine {
+        run_id: run,
+        number,
+        level: LogLevel::from_byte(record.level),
+        step_name: record.step,
+        message: record.message,
+        data: json(Table::Logs, key, &fields)?,
+        created_at: record.at,
+    })
+}
+
+/// A stored payload. An empty one is null.
+fn json(table: Table, key: &[u8], bytes: &[u8]) -> Result<Value, Fault> {
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(bytes).map_err(|_| Corrupted::new(table, key, "payload is not JSON").into())
+}

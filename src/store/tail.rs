@@ -1,0 +1,154 @@
+//! The tail: the journal's records that are not folded into tables yet, in memory, as the reader sees them.
+//!
+//! Invariant: for every key, the newest of its records in the journal that is not folded stands here. So a row is read
+//! rightly by asking the tail first and the table second, whatever is being folded meanwhile.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::journal::Row;
+use super::tables::Table;
+use crate::codec::BlobRef;
+use crate::id::RunId;
+use crate::time::Timestamp;
+
+/// One logical table's rows in a layer above the table on disk.
+pub(crate) type Layer = BTreeMap<Bytes, Slot>;
+
+/// The newest record of a key.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    /// The group that wrote it.
+    pub(crate) group: u64,
+    /// `None` is a tombstone.
+    pub(crate) value: Option<Bytes>,
+    /// Nothing of this key is in the table.
+    pub(crate) fresh: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    layers: [Layer; Table::ALL.len()],
+    groups: VecDeque<Group>,
+    bytes: usize,
+    /// Blobs that no row refers to any more, with the group that superseded them: freed when that group is folded.
+    orphans: Vec<(u64, u64)>,
+    /// What changes with every step of an executing run and is never rewritten on disk.
+    live: BTreeMap<RunId, Live>,
+    /// The sequence of the last committed event.
+    sequence: u64,
+}
+
+/// The counters of an executing run as of the last commit.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) steps_completed: u32,
+    pub(crate) step_index: u32,
+    pub(crate) updated_at: Timestamp,
+}
+
+#[derive(Debug)]
+struct Group {
+    number: u64,
+    bytes: usize,
+    at: Duration,
+}
+
+impl Tail {
+    pub(crate) fn layer(&self, table: Table) -> &Layer {
+        &self.layers[table as usize]
+    }
+
+    /// Bytes of journal rows that are still to be removed.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// When the oldest group was committed, by the monotonic clock.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        self.groups.front().map(|group| group.at)
+    }
+
+    pub(crate) fn newest_group(&self) -> Option<u64> {
+        self.groups.back().map(|group| group.number)
+    }
+
+    pub(crate) fn oldest_group(&self) -> Option<u64> {
+        self.groups.front().map(|group| group.number)
+    }
+
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    pub(crate) fn set_sequence(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+
+    pub(crate) fn live(&self, run: RunId) -> Option<&Live> {
+        self.live.get(&run)
+    }
+
+    /// Brings an executing run's counters up to date, or forgets them.
+    pub(crate) fn set_live(&mut self, run: RunId, live: Option<Live>) {
+        match live {
+            Some(live) => self.live.insert(run, live),
+            None => self.live.remove(&run),
+        };
+    }
+
+    /// Takes up a committed row.
+    pub(crate) fn add(&mut self, group: u64, row: &Row, at: Duration) {
+        self.groups.push_back(Group { number: group, bytes: row.bytes.len(), at });
+        self.bytes += row.bytes.len();
+        for entry in &row.entries {
+            let key = row.bytes.slice(entry.key.clone());
+            let value = entry.value.clone().map(|range| row.bytes.slice(range));
+            let layer = &mut self.layers[entry.table as usize];
+            let mut fresh = entry.fresh;
+            if let Some(old) = layer.get(&key) {
+                fresh = old.fresh;
+                if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
+                    self.orphans.push((group, blob.id));
+                }
+            }
+            if value.is_none() && fresh {
+                layer.remove(&key);
+            } else {
+                layer.insert(key, Slot { group, value, fresh });
+            }
+        }
+    }
+
+    /// A slot was folded: the table has it now. One that was superseded meanwhile stays, and is fresh no more.
+    pub(crate) fn folded(&mut self, table: Table, key: &[u8], group: u64) {
+        let layer = &mut self.layers[table as usize];
+        if let Some(slot) = layer.get_mut(key) {
+            if slot.group == group {
+                layer.remove(key);
+            } else {
+                slot.fresh = false;
+            }
+        }
+    }
+
+    /// Blobs whose row was superseded by a group up to `upto`.
+    pub(crate) fn orphans(&self, upto: u64) -> impl Iterator<Item = u64> + '_ {
+        self.orphans.iter().filter(move |(group, _)| *group <= upto).map(|(_, blob)| *blob)
+    }
+
+    /// Journal rows up to `upto` are gone.
+    pub(crate) fn removed(&mut self, upto: u64) {
+        while let Some(group) = self.groups.front().filter(|group| group.number <= upto) {
+            self.bytes -= group.bytes;
+            self.groups.pop_front();
+        }
+        self.orphans.retain(|(group, _)| *group > upto);
+    }
+}

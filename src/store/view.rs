@@ -1,0 +1,245 @@
+//! A consistent read: tables, the tail over them and, in the writer, the group being built over both.
+//!
+//! Invariant: a view sees everything that was acknowledged before it was made. The tail is locked before the snapshot of
+//! the tables is taken, and a row leaves the tail only after the commit that put it into its table; so a row is in the
+//! tail or in the snapshot, and where it is in both the tail is right. Views are short: they hold the tail's lock, and a
+//! snapshot that is held makes the file grow.
+
+use std::cell::OnceCell;
+use std::ops::{Bound, ControlFlow};
+use std::sync::RwLockReadGuard;
+
+use bytes::Bytes;
+use redb::{ReadOnlyTable, ReadTransaction};
+
+use super::Fault;
+use super::stage::Stage;
+use super::tables::{BLOBS, Table};
+use super::tail::{Layer, Live, Slot, Tail};
+use crate::codec::{BlobRef, Corrupted, keys};
+use crate::id::RunId;
+
+type RawTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// What a scan does with each row.
+pub(crate) type Visit<'v> = dyn FnMut(&[u8], Bytes) -> Result<ControlFlow<()>, Fault> + 'v;
+
+/// Which way a scan goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+}
+
+/// What can be asked of rows, with or without a group being built on top.
+pub(crate) trait Rows {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault>;
+
+    /// Visits the rows between two keys until told to stop.
+    fn scan(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault>;
+
+    fn scan_prefix(&self, table: Table, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), Fault> {
+        let end = keys::after_prefix(prefix);
+        let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        self.scan(table, (Bound::Included(prefix), upper), Direction::Forward, visit)
+    }
+
+    /// The first row of a range, in a direction.
+    fn first(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+    ) -> Result<Option<(Vec<u8>, Bytes)>, Fault> {
+        let mut found = None;
+        self.scan(table, range, direction, &mut |key, value| {
+            found = Some((key.to_vec(), value));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+}
+
+pub(crate) struct View<'a> {
+    tail: RwLockReadGuard<'a, Tail>,
+    snapshot: ReadTransaction,
+    tables: [OnceCell<RawTable>; Table::ALL.len()],
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(tail: RwLockReadGuard<'a, Tail>, snapshot: ReadTransaction) -> Self {
+        View { tail, snapshot, tables: Default::default() }
+    }
+
+    /// This view with the rows of a group that is not committed yet over it.
+    pub(crate) fn with<'v>(&'v self, stage: &'v Stage) -> Staged<'v, 'a> {
+        Staged { view: self, stage }
+    }
+
+    /// The sequence of the last event that this view holds the effect of.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.tail.sequence()
+    }
+
+    /// The counters of an executing run.
+    pub(crate) fn live(&self, run: RunId) -> Option<&Live> {
+        self.tail.live(run)
+    }
+
+    fn table(&self, table: Table) -> Result<&RawTable, Fault> {
+        let cell = &self.tables[table as usize];
+        if cell.get().is_none() {
+            let opened = self.snapshot.open_table(table.definition())?;
+            // Only this thread has the view, so the cell is still empty.
+            let _ = cell.set(opened);
+        }
+        cell.get().ok_or_else(|| Corrupted::new(table, &[], "table can't be opened").into())
+    }
+
+    /// The value, or what its reference stands for.
+    fn resolved(&self, table: Table, key: &[u8], value: Bytes) -> Result<Bytes, Fault> {
+        let Some(blob) = BlobRef::of(&value) else { return Ok(value) };
+        let blobs = self.snapshot.open_table(BLOBS)?;
+        let row = blobs.get(blob.id)?.ok_or_else(|| Corrupted::new(table, key, "its blob is missing"))?;
+        Ok(Bytes::copy_from_slice(row.value()))
+    }
+
+    fn get_over(&self, stage: Option<&Layer>, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let slot = stage.and_then(|layer| layer.get(key)).or_else(|| self.tail.layer(table).get(key));
+        let value = match slot {
+            Some(slot) => slot.value.clone(),
+            None => self.table(table)?.get(key)?.map(|row| Bytes::copy_from_slice(row.value())),
+        };
+        value.map(|value| self.resolved(table, key, value)).transpose()
+    }
+
+    fn scan_over(
+        &self,
+        stage: Option<&Layer>,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
+        if empty(range) {
+            return Ok(());
+        }
+        let mut base = self.table(table)?.range::<&[u8]>(range)?;
+        let mut next_base = || -> Result<_, Fault> {
+            let row = match direction {
+                Direction::Forward => base.next(),
+                Direction::Backward => base.next_back(),
+            };
+            Ok(row.transpose()?)
+        };
+        let mut tail = Walk::over(self.tail.layer(table), range, direction);
+        let mut staged = stage.map(|layer| Walk::over(layer, range, direction));
+        let mut row = next_base()?;
+        let mut upper = tail.next();
+        let mut top = staged.as_mut().and_then(Walk::next);
+        loop {
+            // The nearest key of the three layers; where several have it, the highest layer's row is right.
+            let keys = [
+                top.map(|(key, _)| &key[..]),
+                upper.map(|(key, _)| &key[..]),
+                row.as_ref().map(|(key, _)| key.value()),
+            ];
+            let nearest = keys.into_iter().flatten().reduce(|a, b| match direction {
+                Direction::Forward => a.min(b),
+                Direction::Backward => a.max(b),
+            });
+            let Some(nearest) = nearest.map(Bytes::copy_from_slice) else { return Ok(()) };
+            let mut value = None;
+            if row.as_ref().is_some_and(|(key, _)| key.value() == nearest) {
+                value = row.as_ref().map(|(_, value)| Bytes::copy_from_slice(value.value()));
+                row = next_base()?;
+            }
+            if let Some((_, slot)) = upper.filter(|(key, _)| **key == nearest) {
+                value = slot.value.clone();
+                upper = tail.next();
+            }
+            if let Some((_, slot)) = top.filter(|(key, _)| **key == nearest) {
+                value = slot.value.clone();
+                top = staged.as_mut().and_then(Walk::next);
+            }
+            if let Some(value) = value
+                && visit(&nearest, self.resolved(table, &nearest, value)?)?.is_break()
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Rows for View<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.get_over(None, table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
+        self.scan_over(None, table, range, direction, visit)
+    }
+}
+
+/// A view with a group over it.
+pub(crate) struct Staged<'v, 'a> {
+    view: &'v View<'a>,
+    stage: &'v Stage,
+}
+
+impl Rows for Staged<'_, '_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.view.get_over(Some(self.stage.layer(table)), table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
+        self.view.scan_over(Some(self.stage.layer(table)), table, range, direction, visit)
+    }
+}
+
+/// One layer's rows of a range, in a direction.
+struct Walk<'l> {
+    rows: std::collections::btree_map::Range<'l, Bytes, Slot>,
+    direction: Direction,
+}
+
+impl<'l> Walk<'l> {
+    fn over(layer: &'l Layer, range: (Bound<&[u8]>, Bound<&[u8]>), direction: Direction) -> Self {
+        Walk { rows: layer.range::<[u8], _>(range), direction }
+    }
+
+    fn next(&mut self) -> Option<(&'l Bytes, &'l Slot)> {
+        match self.direction {
+            Direction::Forward => self.rows.next(),
+            Direction::Backward => self.rows.next_back(),
+        }
+    }
+}
+
+/// A range that holds nothing, which `BTreeMap::range` would panic on.
+fn empty(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
+    match range {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Excluded(high))
+        | (Bound::Excluded(low), Bound::Included(high)) => low >= high,
+        _ => false,
+    }
+}

@@ -1,0 +1,263 @@
+//! What is done to runs from outside: cancel, resume, delete, purge, and waits between bodies.
+
+use std::ops::{Bound, ControlFlow};
+
+use super::triggers::{expired, queued};
+use super::turn::{Effect, Loaded, Turn, label_map};
+use super::{Fault, Writer};
+use crate::codec::records::{LineRecord, StateRecord, StepRecord};
+use crate::codec::{self, keys};
+use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
+use crate::error::Error;
+use crate::event::{Ended, EventKind};
+use crate::id::RunId;
+use crate::run::RunStatus;
+use crate::store::op::{Purge, Purged, Resume, Targets};
+use crate::store::tables::Table;
+use crate::store::view::{Direction, Rows};
+
+impl Writer {
+    /// Loads what an action is about, if its status allows the action. `None`: passed over, since that was not asked to be strict.
+    fn target(
+        &self,
+        turn: &Turn<'_>,
+        run: RunId,
+        action: Action,
+        strict: bool,
+    ) -> Result<Result<Option<Loaded>, Error>, Fault> {
+        let Some(loaded) = turn.load(run)? else {
+            return Ok(if strict { Err(Error::RunNotFound { run }) } else { Ok(None) });
+        };
+        let status = loaded.status();
+        if !refuse(action, status) {
+            return Ok(Ok(Some(loaded)));
+        }
+        let action = match action {
+            Action::Cancel => "cancel",
+            Action::Retrigger => "retrigger",
+            Action::Resume => "resume",
+            Action::Delete => "delete",
+        };
+        Ok(if strict { Err(Error::Conflict { action, run, status }) } else { Ok(None) })
+    }
+
+    pub(super) fn cancel(&mut self, turn: &mut Turn<'_>, targets: &Targets) -> Result<Result<usize, Error>, Fault> {
+        let mut count = 0;
+        for run in &targets.runs {
+            let loaded = match self.target(turn, *run, Action::Cancel, targets.strict)? {
+                Ok(Some(loaded)) => loaded,
+                Ok(None) => continue,
+                Err(error) => return Ok(Err(error)),
+            };
+            count += 1;
+            if let Some(body) = self.bodies.get(run).cloned() {
+                let mut state = body.state.clone();
+                let kind = EventKind::RunCancelled { replaced_by: None };
+                self.conclude(turn, *run, &body, &mut state, RunStatus::Cancelled, kind)?;
+                turn.effects.push(Effect::Cancel(*run, body.generation));
+            } else {
+                let mut state = loaded.state.clone();
+                self.end_pending(turn, *run, &loaded, &mut state);
+            }
+        }
+        Ok(Ok(count))
+    }
+
+    /// Ends a run that has no lease as cancelled.
+    pub(super) fn end_pending(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, state: &mut StateRecord) {
+        let record = &loaded.record;
+        let kind = EventKind::RunCancelled { replaced_by: state.replaced_by };
+        let blocked = state.blocked.is_some();
+        if let Err(fault) = self.end_rows(turn, run, record.job, state, loaded.status(), RunStatus::Cancelled) {
+            // Only rows that are to be deleted were looked for; they go with the run.
+            tracing::warn!(%run, error = %fault, "rows of a cancelled run stay until it is deleted");
+        }
+        if let Some(name) = self.jobs.names.get(&record.job).cloned() {
+            turn.event(run, &name, &label_map(record), kind);
+        }
+        if !blocked {
+            let key = record.concurrency_key.as_deref().map(Into::into);
+            self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
+        }
+    }
+
+    pub(super) fn resume(&mut self, turn: &mut Turn<'_>, resume: &Resume) -> Result<Result<usize, Error>, Fault> {
+        let mut count = 0;
+        for run in &resume.targets.runs {
+            match self.target(turn, *run, Action::Resume, resume.targets.strict)? {
+                Ok(Some(loaded)) => self.resume_one(turn, *run, loaded, &resume.clear_failures)?,
+                Ok(None) => continue,
+                Err(error) => return Ok(Err(error)),
+            }
+            count += 1;
+        }
+        Ok(Ok(count))
+    }
+
+    fn resume_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, clear: &[String]) -> Result<(), Fault> {
+        let Loaded { record, mut state, .. } = loaded;
+        let was = RunStatus::from_byte(state.status).unwrap_or(RunStatus::Failed);
+        let culprit = state.error.take().and_then(|error| error.step);
+        self.clear_failures(turn, run, |key| culprit.as_deref() == Some(key) || clear.iter().any(|name| name == key))?;
+        if let Some(at) = state.completed_at.take() {
+            turn.stage.delete(Table::Ended, keys::ended(at, run));
+        }
+        state.status = RunStatus::Pending.to_byte();
+        state.updated_at = Some(turn.now);
+        state.replaced_by = None;
+        // To the back of the line: a ticket of now, from the same source as ids.
+        let ticket = self.ids.next(turn.now);
+        state.ticket = Some(ticket);
+        turn.put_state(run, &state, false);
+        let line = LineRecord {
+            job: record.job,
+            key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+            generation: state.generation,
+            crashes: 0,
+            front: false,
+            ticket: Some(ticket),
+            blocked: false,
+        };
+        turn.stage.delete(Table::ByStatus, keys::by_status(was, run));
+        turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+        self.tally(turn, record.job, was, -1);
+        if let Some(name) = self.jobs.names.get(&record.job).cloned() {
+            turn.event(run, &name, &label_map(&record), EventKind::RunResumed);
+        }
+        self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
+        Ok(())
+    }
+
+    /// Deletes the recorded failures of the steps that `which` picks, so that they run again.
+    fn clear_failures(&mut self, turn: &mut Turn<'_>, run: RunId, which: impl Fn(&str) -> bool) -> Result<(), Fault> {
+        let mut cleared = Vec::new();
+        turn.rows().scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
+            let (step, _) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
+            if step.error.is_some() && which(&step.key) {
+                cleared.push(key.to_vec());
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for key in cleared {
+            turn.stage.delete(Table::Steps, key);
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<Result<(), Error>, Fault> {
+        match self.target(turn, run, Action::Delete, true)? {
+            Ok(Some(loaded)) => Ok(Ok(self.delete_run(turn, run, &loaded)?)),
+            Ok(None) => Ok(Err(Error::RunNotFound { run })),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Deletes the rows of a terminal run, all of them.
+    fn delete_run(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded) -> Result<(), Fault> {
+        let Loaded { record, state, .. } = loaded;
+        let status = loaded.status();
+        self.delete_rows_of(turn, Table::Steps, run)?;
+        self.delete_rows_of(turn, Table::Logs, run)?;
+        for (key, value) in &record.labels {
+            turn.stage.delete(Table::ByLabel, keys::by_label(key, value, run));
+        }
+        if let Some(key) = &record.idempotency_key
+            && turn.holder(record.job, key)? == Some(run)
+        {
+            turn.stage.delete(Table::Idempotency, keys::idempotency(record.job, key));
+        }
+        if let Some(at) = state.completed_at {
+            turn.stage.delete(Table::Ended, keys::ended(at, run));
+        }
+        turn.stage.delete(Table::ByStatus, keys::by_status(status, run));
+        turn.stage.delete(Table::ByJob, keys::by_job(record.job, run));
+        if status == RunStatus::Completed {
+            turn.stage.delete(Table::Outputs, keys::run(run));
+        }
+        turn.stage.delete(Table::States, keys::run(run));
+        turn.stage.delete(Table::Runs, keys::run(run));
+        self.tally(turn, record.job, status, -1);
+        if let Some(name) = self.jobs.names.get(&record.job).cloned() {
+            turn.event(run, &name, &label_map(record), EventKind::RunDeleted);
+        }
+        turn.ends.push((run, Ended::Deleted));
+        Ok(())
+    }
+
+    pub(super) fn delete_rows_of(&mut self, turn: &mut Turn<'_>, table: Table, run: RunId) -> Result<(), Fault> {
+        let mut rows = Vec::new();
+        turn.rows().scan_prefix(table, run.as_bytes(), &mut |key, _| {
+            rows.push(key.to_vec());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for key in rows {
+            turn.stage.delete(table, key);
+        }
+        Ok(())
+    }
+
+    /// Deletes a slice of the runs that ended before a moment, oldest end first. Runs whose idempotency key has a time that
+    /// is not over are passed over.
+    pub(super) fn purge(&mut self, turn: &mut Turn<'_>, purge: &Purge) -> Result<Result<Purged, Error>, Fault> {
+        let before = keys::ended(purge.before, RunId::MIN);
+        let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut due, mut last) = (Vec::new(), None);
+        // A few more than the slice are looked at, so that runs passed over do not stop it.
+        let mut looks = purge.limit.saturating_mul(4);
+        turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {
+            last = Some(key.to_vec());
+            due.extend(keys::read_ended(key).map(|(_, run)| run));
+            looks -= 1;
+            Ok(if due.len() >= purge.limit || looks == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        let mut deleted = 0;
+        let looked_at_all = due.len() < purge.limit;
+        for run in due {
+            if let Some(loaded) = turn.load(run)?
+                && (loaded.record.idempotency_ttl_ms.is_none() || expired(&loaded.record, turn.now))
+                && loaded.status().is_terminal()
+            {
+                self.delete_run(turn, run, &loaded)?;
+                deleted += 1;
+            }
+        }
+        Ok(Ok(Purged { deleted, after: last.filter(|_| !looked_at_all) }))
+    }
+
+    /// Whether a body may wait for a run: not if that could never end.
+    pub(super) fn wait(&mut self, turn: &mut Turn<'_>, waiter: RunId, run: RunId) -> Result<Result<(), Error>, Fault> {
+        let Some(loaded) = turn.load(run)? else { return Ok(Err(Error::RunNotFound { run })) };
+        if loaded.status().is_terminal() {
+            return Ok(Ok(()));
+        }
+        let awaited = Awaited {
+            run,
+            job: loaded.record.job,
+            key: loaded.record.concurrency_key.clone(),
+            key_limit: loaded.record.key_limit,
+        };
+        Ok(if self.engine.wait(waiter, awaited) { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
+    }
+
+    /// Counts a terminal run in, or out.
+    pub(super) fn tally(&mut self, turn: &mut Turn<'_>, job: JobNumber, status: RunStatus, by: i64) {
+        let tally = self.tallies.entry(job).or_default();
+        let count = match status {
+            RunStatus::Completed => &mut tally.completed,
+            RunStatus::Failed => &mut tally.failed,
+            RunStatus::Cancelled => &mut tally.cancelled,
+            RunStatus::Pending | RunStatus::Leased | RunStatus::Suspended => return,
+        };
+        *count = count.saturating_add_signed(by);
+        turn.tallied.insert(job);
+    }
+
+    /// Writes the counts that the group has changed.
+    pub(super) fn write_tallies(&mut self, turn: &mut Turn<'_>) {
+        for job in std::mem::take(&mut turn.tallied) {
+            if let Some(tally) = self.tallies.get(&job) {
+                turn.stage.put(Table::Tallies, job.to_be_bytes().to_vec(), codec::seal(tally, &[]));
+            }
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! What executing runs write: leases, checkpoints, notes, their end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::turn::{Effect, Loaded, Turn, label_map};
+use super::{Body, Fault, Start, Writer};
+use crate::codec::records::{LineRecord, LogRecord, LogTally, StateRecord, StepRecord};
+use crate::codec::{self, keys};
+use crate::config::{LogRetention, StepRetention};
+use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
+use crate::event::{Ended, EventKind, Payload};
+use crate::id::RunId;
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
+use crate::run::RunStatus;
+use crate::store::op::{Accepted, Checkpoint, End, Notes, Outcome};
+use crate::store::tables::Table;
+
+impl Writer {
+    /// Writes a lease for every run that may start now.
+    pub(super) fn claim(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        if self.effects.is_none() {
+            return Ok(());
+        }
+        while self.allowance != Some(0)
+            && let Some(claim) = self.engine.claim(turn.monotonic)
+        {
+            match turn.load(claim.run) {
+                Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
+                Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
+                Err(Fault::Corrupted(row)) => self.pass_over(turn, &claim, &row.to_string()),
+                Err(fault) => return Err(fault),
+            }
+            self.allowance = self.allowance.map(|left| left - 1);
+        }
+        Ok(())
+    }
+
+    /// A run whose rows can't be read is not started and not ended either: its rows stay as they are.
+    fn pass_over(&mut self, turn: &mut Turn<'_>, claim: &Claim, reason: &str) {
+        tracing::error!(run = %claim.run, reason, "a run can't be started");
+        self.tell_engine(turn, EngineEvent::Ended { run: claim.run });
+        self.tell_engine(turn, EngineEvent::Stopped { run: claim.run, generation: claim.generation });
+    }
+
+    fn lease(&mut self, turn: &mut Turn<'_>, claim: &Claim, loaded: Loaded) {
+        let Loaded { record, input, mut state } = loaded;
+        let run = claim.run;
+        let fresh = claim.generation == 1;
+        state.status = RunStatus::Leased.to_byte();
+        state.generation = claim.generation;
+        state.started_at = state.started_at.or(Some(turn.now));
+        state.updated_at = Some(turn.now);
+        // Counted before user code runs: should this execution take the process with it, the count is on disk already.
+        state.crashes = claim.crashes;
+        state.front = false;
+        state.ticket = None;
+        state.blocked = None;
+        turn.put_state(run, &state, fresh);
+        self.move_status(turn, run, RunStatus::Pending, RunStatus::Leased, fresh);
+        let job_name = self.jobs.names.get(&record.job).cloned().unwrap_or_else(|| "".into());
+        let labels = label_map(&record);
+        turn.event(
+            run,
+            &job_name,
+            &labels,
+            EventKind::RunLeased {
+                input: Payload::new(&input),
+                lease_owner: self.config.owner.clone(),
+                generation: claim.generation,
+            },
+        );
+        turn.effects.push(Effect::Start(Box::new(Start {
+            run,
+            generation: claim.generation,
+            job: record.job,
+            job_name: job_name.clone(),
+            labels: labels.clone(),
+            input,
+            key: claim.key.clone(),
+            replay: !fresh,
+        })));
+        let job = record.job;
+        let generation = claim.generation;
+        let body = Body { generation, job, job_name, labels, record, state, checkpointed: false };
+        turn.live.push((run, Some(body.live())));
+        self.bodies.insert(run, body);
+    }
+
+    pub(super) fn move_status(&mut self, turn: &mut Turn<'_>, run: RunId, from: RunStatus, to: RunStatus, fresh: bool) {
+        turn.stage.delete(Table::ByStatus, keys::by_status(from, run));
+        if fresh {
+            turn.stage.insert(Table::ByStatus, keys::by_status(to, run), Vec::new());
+        } else {
+            turn.stage.put(Table::ByStatus, keys::by_status(to, run), Vec::new());
+        }
+    }
+
+    /// Whether a lease may write, and the body it is of.
+    fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
+        match self.engine.fence(run, generation) {
+            Fence::Holds => self.bodies.get_mut(&run),
+            Fence::Ended | Fence::Stale => None,
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
+        let Checkpoint { run, generation, index, ref key, ref outcome, .. } = *step;
+        let keep_logs = self.config.keep_logs;
+        let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
+        let noted = write_notes(turn, run, &mut body.state, &step.notes, keep_logs);
+        let record = StepRecord {
+            key: key.to_string(),
+            generation,
+            started_at: step.started_at,
+            completed_at: step.completed_at,
+            attempts: step.attempts,
+            error: outcome.as_ref().err().cloned(),
+        };
+        let payload = outcome.as_ref().map_or(&[][..], |output| &output[..]);
+        let value = codec::seal(&record, payload);
+        body.state.steps_bytes += value.len() as u64;
+        turn.stage.insert(Table::Steps, keys::of_run(run, index), value);
+        let kind = match outcome {
+            Ok(output) => {
+                body.state.steps_completed += 1;
+                body.state.step_index = body.state.step_index.max(index + 1);
+                body.state.updated_at = Some(turn.now);
+                EventKind::StepCompleted {
+                    step: key.clone(),
+                    index,
+                    output: Payload::new(output),
+                    duration: step.duration,
+                }
+            }
+            Err(error) => EventKind::StepFailed { step: key.clone(), index, error: error.clone().into() },
+        };
+        turn.event(run, &body.job_name, &body.labels, kind);
+        turn.live.push((run, Some(body.live())));
+        if noted {
+            turn.put_state(run, &body.state, false);
+        }
+        if !body.checkpointed {
+            body.checkpointed = true;
+            self.tell_engine(turn, EngineEvent::Checkpointed { run });
+        }
+        Accepted::Recorded
+    }
+
+    pub(super) fn notes(&mut self, turn: &mut Turn<'_>, run: RunId, generation: Generation, notes: &Notes) -> Accepted {
+        let keep_logs = self.config.keep_logs;
+        let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
+        if write_notes(turn, run, &mut body.state, notes, keep_logs) {
+            turn.put_state(run, &body.state, false);
+        }
+        turn.live.push((run, Some(body.live())));
+        Accepted::Recorded
+    }
+
+    pub(super) fn end(&mut self, turn: &mut Turn<'_>, end: &End) -> Result<Accepted, Fault> {
+        let End { run, generation, stopped, .. } = *end;
+        let keep_logs = self.config.keep_logs;
+        let Some(body) = self.fenced(run, generation) else {
+            if stopped {
+                self.stopped(turn, run, generation);
+            }
+            return Ok(Accepted::Refused);
+        };
+        write_notes(turn, run, &mut body.state, &end.notes, keep_logs);
+        let body = body.clone();
+        let mut state = body.state.clone();
+        state.updated_at = Some(turn.now);
+        match &end.outcome {
+            Outcome::Completed(output) => {
+                turn.stage.insert(Table::Outputs, keys::run(run), codec::seal(&(), output));
+                turn.ends.push((run, Ended::Completed(output.clone())));
+                let kind = EventKind::RunCompleted { output: Payload::new(output), duration: end.duration };
+                self.conclude(turn, run, &body, &mut state, RunStatus::Completed, kind)?;
+            }
+            Outcome::Failed(error) => {
+                state.error = Some(error.clone());
+                let kind = EventKind::RunFailed { error: error.clone().into() };
+                self.conclude(turn, run, &body, &mut state, RunStatus::Failed, kind)?;
+            }
+            Outcome::HandedBack => {
+                // The lease counted a crash that did not come.
+                state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
+                self.put_back(turn, run, &body, &mut state, None);
+            }
+            Outcome::Blocked(reason) => {
+                state.crashes = state.crashes.saturating_sub(1);
+                self.put_back(turn, run, &body, &mut state, Some(reason.clone()));
+            }
+        }
+        if stopped {
+            self.stopped(turn, run, generation);
+        }
+        Ok(Accepted::Recorded)
+    }
+
+    /// Ends a leased run: its rows, its event, the engine.
+    pub(super) fn conclude(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        body: &Body,
+        state: &mut StateRecord,
+        status: RunStatus,
+        kind: EventKind,
+    ) -> Result<(), Fault> {
+        self.end_rows(turn, run, body.job, state, RunStatus::Leased, status)?;
+        turn.event(run, &body.job_name, &body.labels, kind);
+        turn.live.push((run, None));
+        self.bodies.remove(&run);
+        self.tell_engine(turn, EngineEvent::Ended { run });
+        Ok(())
+    }
+
+    /// The rows of a run's end, whatever it was before.
+    pub(super) fn end_rows(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        job: u32,
+        state: &mut StateRecord,
+        from: RunStatus,
+        status: RunStatus,
+    ) -> Result<(), Fault> {
+        state.status = status.to_byte();
+        state.completed_at = Some(turn.now);
+        state.updated_at = Some(turn.now);
+        state.crashes = 0;
+        state.front = false;
+        state.ticket = None;
+        state.blocked = None;
+        if self.config.keep_steps == StepRetention::UntilTerminal {
+            self.delete_rows_of(turn, Table::Steps, run)?;
+            state.steps_bytes = 0;
+        }
+        if self.config.keep_logs == LogRetention::UntilTerminal {
+            self.delete_rows_of(turn, Table::Logs, run)?;
+            state.logs = LogTally { next: state.logs.next, first: state.logs.next, ..LogTally::default() };
+        }
+        turn.put_state(run, state, false);
+        self.move_status(turn, run, from, status, state.generation <= 1);
+        turn.stage.put(Table::Ended, keys::ended(turn.now, run), Vec::new());
+        self.tally(turn, job, status, 1);
+        match status {
+            RunStatus::Cancelled => turn.ends.push((run, Ended::Cancelled)),
+            RunStatus::Failed => turn.ends.push((run, Ended::Failed)),
+            // A completed run's end carries its output, which is not here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Makes a leased run pending again, first in line; or out of line, if it is blocked.
+    fn put_back(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        body: &Body,
+        state: &mut StateRecord,
+        blocked: Option<String>,
+    ) {
+        state.status = RunStatus::Pending.to_byte();
+        state.front = true;
+        state.blocked.clone_from(&blocked);
+        let line = line_of(body, state, blocked.is_some());
+        turn.put_state(run, state, false);
+        turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
+        turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+        let kind = match blocked {
+            Some(reason) => EventKind::RunBlocked { reason },
+            None => EventKind::RunReleased { crashed: false },
+        };
+        turn.event(run, &body.job_name, &body.labels, kind);
+        turn.live.push((run, None));
+        self.bodies.remove(&run);
+        self.tell_engine(turn, EngineEvent::Ended { run });
+        if !line.blocked {
+            self.tell_engine(turn, EngineEvent::Queued(super::triggers::queued(run, &line)));
+        }
+    }
+
+    /// A body is really gone: key and slot are free.
+    pub(super) fn stopped(&mut self, turn: &mut Turn<'_>, run: RunId, generation: Generation) {
+        if let Some(body) = self.fenced(run, generation).cloned() {
+            // Its actor is gone without a word, which is a fault of ours: the run goes on, and no crash is counted.
+            let mut state = body.state.clone();
+            state.crashes = state.crashes.saturating_sub(1);
+            self.put_back(turn, run, &body, &mut state, None);
+        }
+        self.tell_engine(turn, EngineEvent::Stopped { run, generation });
+        turn.effects.push(Effect::Stopped(run, generation));
+    }
+}
+
+/// A run's line as its index row has it.
+fn line_of(body: &Body, state: &StateRecord, blocked: bool) -> LineRecord {
+    LineRecord {
+        job: body.job,
+        key: body.record.concurrency_key.clone().map(|key| (key, body.record.key_limit)),
+        generation: state.generation,
+        crashes: state.crashes,
+        front: state.front,
+        ticket: state.ticket,
+        blocked,
+    }
+}
+
+/// Writes progress and log lines; says whether the run's state has changed and is to be written.
+fn write_notes(turn: &mut Turn<'_>, run: RunId, state: &mut StateRecord, notes: &Notes, keep: LogRetention) -> bool {
+    let mut changed = false;
+    if let Some(progress) = &notes.progress {
+        state.progress = Some(progress.clone());
+        state.updated_at = Some(turn.now);
+        changed = true;
+    }
+    if keep == LogRetention::Off {
+        return changed;
+    }
+    for line in &notes.lines {
+        let record = LogRecord {
+            level: line.level.to_byte(),
+            at: line.at,
+            step: line.step.as_deref().map(str::to_owned),
+            message: line.message.clone(),
+        };
+        let value = codec::seal(&record, &line.fields);
+        let tally = &mut state.logs;
+        tally.bytes += value.len() as u64;
+        turn.stage.insert(Table::Logs, keys::of_run(run, tally.next), value);
+        tally.next += 1;
+        changed = true;
+    }
+    changed |= trim_logs(turn, run, &mut state.logs);
+    changed
+}
+
+/// Drops the oldest lines beyond the limits.
+fn trim_logs(turn: &mut Turn<'_>, run: RunId, tally: &mut LogTally) -> bool {
+    use crate::store::view::Rows;
+    let before = tally.first;
+    while tally.first < tally.next && (tally.next - tally.first > LOG_LINES_MAX || tally.bytes > LOG_BYTES_MAX as u64) {
+        let key = keys::of_run(run, tally.first);
+        // A line that can't be read counts nothing; the next ones go instead.
+        let bytes = turn.rows().get(Table::Logs, &key).ok().flatten().map_or(0, |row: Bytes| row.len());
+        tally.bytes = tally.bytes.saturating_sub(bytes as u64);
+        turn.stage.delete(Table::Logs, key);
+        tally.first += 1;
+        tally.dropped += 1;
+    }
+    tally.first != before
+}
+
+/// A body as rebuilt from its rows.
+pub(super) fn body_of(job_name: Arc<str>, loaded: &Loaded, checkpointed: bool) -> Body {
+    Body {
+        generation: loaded.state.generation,
+        job: loaded.record.job,
+        job_name,
+        labels: label_map(&loaded.record),
+        record: loaded.record.clone(),
+        state: loaded.state.clone(),
+        checkpointed,
+    }
+}

@@ -1,0 +1,497 @@
+//! The writer: one thread that owns every write transaction and the engine that decides inside it.
+//!
+//! It drains what is waiting, applies each operation in order to the engine and to the group's rows, commits once, then
+//! publishes: answers, events, and effects for the actors. A claim that an operation makes possible is written in the same
+//! group. What a commit error leaves unknown is settled by [`outage`]; what opening and reopening have in common is in
+//! [`rebuild`].
+//!
+//! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
+
+mod control;
+mod execution;
+mod outage;
+mod rebuild;
+mod triggers;
+mod turn;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Fault;
+use super::disk::Disk;
+use super::inbox::Inbox;
+use super::op::{Admitted, Call, Counts, End, Notes, Op, Outcome};
+use super::reserve::Reserve;
+use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
+use crate::config::{LogRetention, StepRetention};
+use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
+use crate::error::Error;
+use crate::event::{Bell, Ended, Event, Ring};
+use crate::id::{IdSource, RunId};
+use crate::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
+use crate::run::RunStatus;
+use crate::time::Clock;
+use turn::{Effect, Turn};
+
+/// What the writer tells the actors, after the commit.
+pub(crate) trait Effects: Send + Sync {
+    /// A lease is on disk: start the body.
+    fn start(&self, start: Start);
+    /// The run's cancel is on disk: tell the body.
+    fn cancel(&self, run: RunId, generation: Generation);
+}
+
+/// A lease that is on disk, with what its body needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Start {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    pub(crate) job: JobNumber,
+    pub(crate) job_name: Arc<str>,
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) input: Bytes,
+    pub(crate) key: Option<(KeyName, u32)>,
+    /// Whether the run has been leased before, so that it may have checkpoints.
+    pub(crate) replay: bool,
+}
+
+/// Whether the store works, and how far it is.
+#[derive(Debug, Default)]
+pub(crate) struct Condition {
+    degraded: AtomicBool,
+    sequence: AtomicU64,
+}
+
+impl Condition {
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
+    }
+
+    fn set_degraded(&self, degraded: bool) {
+        self.degraded.store(degraded, Ordering::Relaxed);
+    }
+
+    /// The sequence of the last committed event.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Relaxed)
+    }
+
+    fn set_sequence(&self, sequence: u64) {
+        self.sequence.store(sequence, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct WriterConfig {
+    pub(crate) slots: u32,
+    pub(crate) paused: bool,
+    pub(crate) max_recoveries: u32,
+    pub(crate) keep_steps: StepRetention,
+    pub(crate) keep_logs: LogRetention,
+    pub(crate) seed: Option<u64>,
+    pub(crate) owner: Arc<str>,
+}
+
+/// A run whose body is alive, or about to be.
+#[derive(Debug, Clone)]
+struct Body {
+    generation: Generation,
+    job: JobNumber,
+    job_name: Arc<str>,
+    labels: Arc<BTreeMap<String, String>>,
+    record: Arc<RunRecord>,
+    /// The run's state as of the operations applied so far.
+    state: StateRecord,
+    /// A checkpoint was recorded by this lease.
+    checkpointed: bool,
+}
+
+impl Body {
+    fn live(&self) -> super::tail::Live {
+        super::tail::Live {
+            steps_completed: self.state.steps_completed,
+            step_index: self.state.step_index,
+            updated_at: self.state.updated_at.unwrap_or(self.record.created_at),
+        }
+    }
+}
+
+/// Someone who waits until bodies are gone.
+struct Watcher {
+    op: Op,
+    /// Runs that had ended when it began to wait.
+    ended: u64,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    numbers: BTreeMap<Arc<str>, JobNumber>,
+    names: BTreeMap<JobNumber, Arc<str>>,
+    /// Those whose code is here, with the most runs at a time.
+    registered: BTreeMap<JobNumber, u32>,
+}
+
+pub(crate) struct Writer {
+    disk: Disk,
+    engine: Engine,
+    config: WriterConfig,
+    clock: Arc<dyn Clock>,
+    ids: IdSource,
+    jobs: Jobs,
+    tallies: BTreeMap<JobNumber, TallyRecord>,
+    bodies: BTreeMap<RunId, Body>,
+    /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
+    alive: BTreeMap<RunId, Generation>,
+    /// Runs that ended since the start.
+    ended: u64,
+    /// Start no new run.
+    paused: bool,
+    /// Runs are started for [`Op::Idle`] all the same: so many more, or any number.
+    working_off: bool,
+    allowance: Option<u64>,
+    watchers: Vec<Watcher>,
+    inbox: Arc<Inbox>,
+    pending: VecDeque<Op>,
+    effects: Option<Arc<dyn Effects>>,
+    events: Ring<Event>,
+    bell: Arc<Bell>,
+    condition: Arc<Condition>,
+    reserve: Reserve,
+}
+
+/// What a writer works with besides its file.
+pub(crate) struct Surroundings {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) events: Ring<Event>,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) condition: Arc<Condition>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Writer {
+    /// A writer over an opened file. Recovers what was executing when the last process ended, and folds the journal.
+    pub(crate) fn new(
+        disk: Disk,
+        reserve: Reserve,
+        config: WriterConfig,
+        surroundings: Surroundings,
+    ) -> Result<Writer, Fault> {
+        let Surroundings { inbox, events, bell, condition, clock } = surroundings;
+        let mut writer = Writer {
+            engine: Engine::new(config.slots, config.paused),
+            ids: IdSource::new(disk.last_id(), config.seed),
+            disk,
+            clock,
+            jobs: Jobs::default(),
+            tallies: BTreeMap::new(),
+            bodies: BTreeMap::new(),
+            alive: BTreeMap::new(),
+            ended: 0,
+            paused: config.paused,
+            working_off: false,
+            allowance: None,
+            watchers: Vec::new(),
+            inbox,
+            pending: VecDeque::new(),
+            effects: None,
+            events,
+            bell,
+            condition,
+            reserve,
+            config,
+        };
+        writer.rebuild(true)?;
+        writer.disk.fold_all()?;
+        writer.condition.set_sequence(writer.disk.next_sequence() - 1);
+        Ok(writer)
+    }
+
+    /// Whom to tell what is to be done. Nothing is started before.
+    pub(crate) fn connect(&mut self, effects: Arc<dyn Effects>) {
+        self.effects = Some(effects);
+    }
+
+    /// Works until it is told to close.
+    pub(crate) fn run(mut self) {
+        loop {
+            let timeout = self.timeout();
+            if self.step(timeout) {
+                return self.close();
+            }
+        }
+    }
+
+    /// One group: waits for the first operation up to `timeout`, then does all that can be done at once. Says whether it is
+    /// time to close.
+    pub(crate) fn step(&mut self, timeout: Option<Duration>) -> bool {
+        let timeout = if self.pending.is_empty() { timeout } else { Some(Duration::ZERO) };
+        self.inbox.clone().take(&mut self.pending, timeout);
+        while self.disk.must_fold() {
+            self.turn(Vec::new());
+        }
+        let (mut ops, mut bytes) = (Vec::new(), 0);
+        while let Some(op) = self.pending.front() {
+            let alone = matches!(op, Op::Close(_));
+            bytes += op.bytes();
+            if !ops.is_empty() && (alone || ops.len() >= GROUP_OPS_MAX || bytes > GROUP_BYTES_MAX) {
+                break;
+            }
+            ops.extend(self.pending.pop_front());
+            if alone {
+                self.watchers.extend(ops.pop().map(|op| Watcher { op, ended: self.ended }));
+                return true;
+            }
+        }
+        self.turn(ops);
+        self.notice_quiet();
+        false
+    }
+
+    /// How long to wait for an operation before there is something to do without one.
+    fn timeout(&self) -> Option<Duration> {
+        if self.disk.wants_folding() {
+            return Some(Duration::ZERO);
+        }
+        let now = self.clock.monotonic();
+        let tick = self.engine.deadline().map(|at| at.saturating_sub(now));
+        let fold = self.disk.has_tail().then_some(TAIL_AGE_FOLD);
+        tick.into_iter().chain(fold).min()
+    }
+
+    /// Applies a group, commits it, publishes it; again after an outage, until it is decided.
+    fn turn(&mut self, mut ops: Vec<Op>) {
+        let mut outage = outage::Outage::default();
+        loop {
+            let group = self.disk.next_group();
+            let (done, fault) = match self.attempt(&mut ops) {
+                Ok(done) => {
+                    self.publish(done);
+                    break;
+                }
+                Err(failed) => *failed,
+            };
+            self.ride_out(&mut outage, &fault, &mut ops);
+            if let Some(done) = done.filter(|_| self.disk.has_group(group)) {
+                self.publish(done);
+                self.rebuild_or_ride_out(&mut outage, &mut ops);
+                break;
+            }
+            self.rebuild_or_ride_out(&mut outage, &mut ops);
+        }
+        self.recovered(&outage);
+        let ended = self.ended;
+        for op in ops {
+            match op {
+                Op::Quiet(_) | Op::Idle(_) => self.watchers.push(Watcher { op, ended }),
+                op => op.settle(None),
+            }
+        }
+    }
+
+    /// Builds a group and commits it. On an error, what was built comes back if the commit had begun.
+    fn attempt(&mut self, ops: &mut [Op]) -> Result<turn::Done, Box<(Option<turn::Done>, Fault)>> {
+        let shared = self.disk.shared().clone();
+        let view = shared.view().map_err(|fault| Box::new((None, fault)))?;
+        let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
+        if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
+            self.tell_engine(&mut turn, EngineEvent::Tick);
+        }
+        for op in ops {
+            self.apply(&mut turn, op).map_err(|fault| Box::new((None, fault)))?;
+            self.claim(&mut turn).map_err(|fault| Box::new((None, fault)))?;
+        }
+        self.claim(&mut turn).map_err(|fault| Box::new((None, fault)))?;
+        self.write_tallies(&mut turn);
+        let mut done = turn.done();
+        drop(view);
+        let live = std::mem::take(&mut done.live);
+        if done.stage.is_empty() && !self.disk.wants_folding() {
+            return Ok(done);
+        }
+        match self.disk.commit(&done.stage, done.events.len() as u64, self.ids.last(), live) {
+            Ok(()) => Ok(done),
+            Err(fault) => Err(Box::new((Some(done), fault))),
+        }
+    }
+
+    /// Applies one operation. What it can't do is its answer; an error here means that the file can't be read.
+    fn apply(&mut self, turn: &mut Turn<'_>, op: &mut Op) -> Result<(), Fault> {
+        match op {
+            Op::Register(call) => {
+                self.register(turn, &call.request);
+                call.answer = Some(Ok(()));
+            }
+            Op::Trigger(call) => call.answer = Some(self.trigger(turn, &call.request)?),
+            Op::Cancel(call) => call.answer = Some(self.cancel(turn, &call.request)?),
+            Op::Resume(call) => call.answer = Some(self.resume(turn, &call.request)?),
+            Op::Delete(call) => call.answer = Some(self.delete(turn, call.request)?),
+            Op::Purge(call) => call.answer = Some(self.purge(turn, &call.request)?),
+            Op::Wait(call) => call.answer = Some(self.wait(turn, call.request.0, call.request.1)?),
+            Op::WaitOver(run) => self.engine.wait_over(*run),
+            Op::Checkpoint(call) => call.answer = Some(Ok(self.checkpoint(turn, &call.request))),
+            Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
+            Op::Notes(call) => {
+                let request = &call.request;
+                call.answer = Some(Ok(self.notes(turn, request.run, request.generation, &request.notes)));
+            }
+            Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
+            Op::Pause(call) => {
+                self.paused = call.request;
+                self.tell_engine(turn, EngineEvent::Paused(self.paused && !self.working_off));
+                call.answer = Some(Ok(()));
+            }
+            Op::Idle(call) => self.work_off(turn, call.request),
+            Op::Stats(call) => call.answer = Some(Ok(self.counts())),
+            Op::Quiet(_) | Op::Close(_) => {}
+        }
+        Ok(())
+    }
+
+    fn tell_engine(&mut self, turn: &mut Turn<'_>, event: EngineEvent) {
+        self.engine.apply(event, turn.monotonic);
+    }
+
+    /// Tells everyone what is on disk now.
+    fn publish(&mut self, done: turn::Done) {
+        self.condition.set_sequence(self.disk.next_sequence() - 1);
+        self.events.publish(done.events);
+        for (run, ended) in &done.ends {
+            self.ended += u64::from(!matches!(ended, Ended::Deleted));
+            self.bell.ring(*run, ended);
+        }
+        for effect in done.effects {
+            match effect {
+                Effect::Start(start) => {
+                    self.alive.insert(start.run, start.generation);
+                    if let Some(effects) = &self.effects {
+                        effects.start(*start);
+                    }
+                }
+                Effect::Cancel(run, generation) => {
+                    if let Some(effects) = &self.effects {
+                        effects.cancel(run, generation);
+                    }
+                }
+                Effect::Stopped(run, generation) => {
+                    if self.alive.get(&run) == Some(&generation) {
+                        self.alive.remove(&run);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts runs for [`Op::Idle`] though the runtime is paused.
+    fn work_off(&mut self, turn: &mut Turn<'_>, limit: Option<u64>) {
+        if self.paused {
+            self.allowance = limit;
+            self.working_off = true;
+            self.tell_engine(turn, EngineEvent::Paused(false));
+        }
+    }
+
+    /// Answers those who wait for bodies to be gone, or for enough runs to have ended.
+    fn notice_quiet(&mut self) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let no_bodies = self.engine.bodies() == 0;
+        let startable = !self.engine.is_paused() && self.allowance != Some(0) && self.engine.has_startable();
+        let (ended, working_off) = (self.ended, self.working_off);
+        let is_over = |watcher: &Watcher| match &watcher.op {
+            Op::Quiet(_) => no_bodies,
+            Op::Idle(call) => {
+                let enough = call.request.is_some_and(|limit| ended - watcher.ended >= limit);
+                (no_bodies && !startable) || (enough && (no_bodies || !working_off))
+            }
+            _ => false,
+        };
+        let (over, waiting): (Vec<Watcher>, _) = std::mem::take(&mut self.watchers).into_iter().partition(is_over);
+        self.watchers = waiting;
+        for Watcher { mut op, ended: before } in over {
+            match &mut op {
+                Op::Idle(call) => call.answer = Some(Ok(ended - before)),
+                Op::Quiet(call) => call.answer = Some(Ok(())),
+                _ => {}
+            }
+            op.settle(None);
+        }
+        if self.working_off && !self.watchers.iter().any(|watcher| matches!(watcher.op, Op::Idle(_))) {
+            self.working_off = false;
+            self.allowance = None;
+            self.engine.apply(EngineEvent::Paused(self.paused), self.clock.monotonic());
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        let mut jobs: BTreeMap<JobNumber, [u64; 6]> = BTreeMap::new();
+        for (job, pending, leased) in self.engine.counts() {
+            let counts = jobs.entry(job).or_default();
+            counts[usize::from(RunStatus::Pending.to_byte())] = pending;
+            counts[usize::from(RunStatus::Leased.to_byte())] = leased;
+        }
+        for (job, tally) in &self.tallies {
+            let counts = jobs.entry(*job).or_default();
+            counts[usize::from(RunStatus::Completed.to_byte())] = tally.completed;
+            counts[usize::from(RunStatus::Failed.to_byte())] = tally.failed;
+            counts[usize::from(RunStatus::Cancelled.to_byte())] = tally.cancelled;
+        }
+        let named = jobs.into_iter().filter_map(|(job, counts)| Some((self.jobs.names.get(&job)?.to_string(), counts)));
+        Counts {
+            jobs: named.collect(),
+            commits: self.disk.commits,
+            flushes: self.disk.io.flushes.load(Ordering::Relaxed),
+            bytes_written: self.disk.io.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Hands back what still has a lease: bodies that a shutdown leaves behind, or whose message was not taken up.
+    fn hand_back_all(&mut self) {
+        let ends = self.bodies.iter().map(|(run, body)| {
+            let end = End {
+                run: *run,
+                generation: body.generation,
+                outcome: Outcome::HandedBack,
+                stopped: false,
+                duration: Duration::ZERO,
+                notes: Notes::default(),
+            };
+            Op::End(Call::new(end, Admitted::default()).0)
+        });
+        let ends: Vec<Op> = ends.collect();
+        if !ends.is_empty() {
+            self.turn(ends);
+        }
+    }
+
+    /// Folds, closes the file, and tells whoever asked for it; everyone else learns that it is over.
+    pub(super) fn close(mut self) {
+        let hand_back = self.watchers.iter().any(|watcher| matches!(&watcher.op, Op::Close(call) if call.request));
+        if hand_back && !self.condition.is_degraded() {
+            self.hand_back_all();
+        }
+        let left = self.inbox.close();
+        for op in left.into_iter().chain(self.pending) {
+            op.settle(Some(Error::ShutDown));
+        }
+        let closed = self.disk.close();
+        if let Err(error) = self.reserve.give_up() {
+            tracing::warn!(%error, "the reserve is left beside the file");
+        }
+        self.events.close();
+        self.bell.silence();
+        if let Err(fault) = &closed {
+            tracing::warn!(error = %fault, "the journal was not folded at the end; the next start will");
+        }
+        for Watcher { mut op, .. } in self.watchers {
+            if let Op::Close(call) = &mut op {
+                call.answer = Some(Ok(()));
+            }
+            op.settle(None);
+        }
+    }
+}

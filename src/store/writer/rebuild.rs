@@ -1,0 +1,212 @@
+//! Engine and bodies, rebuilt from the file: at open, and after the file was reopened.
+//!
+//! At open, runs that were leased crashed with the last process and become pending. After a reopening, the bodies that are
+//! alive keep their leases, and no crash is counted: the fault was ours.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::execution::body_of;
+use super::triggers::queued;
+use super::turn::{Loaded, Turn, label_map};
+use super::{Fault, Writer};
+use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, StepRecord, TallyRecord};
+use crate::codec::{self, Corrupted, keys};
+use crate::engine::{Engine, Event as EngineEvent, JobNumber, Place, Queued, Recovered, recover};
+use crate::event::EventKind;
+use crate::id::{IdSource, RunId};
+use crate::job::ErrorKind;
+use crate::run::RunStatus;
+use crate::store::tables::Table;
+use crate::store::view::Rows;
+
+/// What a run's checkpoints add up to.
+#[derive(Debug, Default)]
+struct Sum {
+    completed: u32,
+    index: u32,
+    bytes: u64,
+    /// The lease that recorded the last of them.
+    generation: u64,
+}
+
+impl Writer {
+    /// Drops the engine's state and reads it from the file again.
+    pub(super) fn rebuild(&mut self, at_open: bool) -> Result<(), Fault> {
+        let shared = self.disk.shared().clone();
+        let view = shared.view()?;
+        let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
+        self.engine = Engine::new(self.config.slots, self.paused && !self.working_off);
+        self.bodies.clear();
+        self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
+        self.read_names(&turn)?;
+        for (job, limit) in self.jobs.registered.clone() {
+            self.tell_engine(&mut turn, EngineEvent::Registered { job, limit });
+        }
+        self.adopt_alive(&mut turn)?;
+        self.recover_leased(&mut turn)?;
+        self.queue_pending(&mut turn, at_open)?;
+        self.write_tallies(&mut turn);
+        let mut done = turn.done();
+        drop(view);
+        if !done.stage.is_empty() {
+            let live = std::mem::take(&mut done.live);
+            self.disk.commit(&done.stage, done.events.len() as u64, self.ids.last(), live)?;
+        }
+        self.events.publish(done.events);
+        Ok(())
+    }
+
+    fn read_names(&mut self, turn: &Turn<'_>) -> Result<(), Fault> {
+        let jobs = &mut self.jobs;
+        (jobs.names, jobs.numbers) = Default::default();
+        turn.rows().scan_prefix(Table::Jobs, &[], &mut |key, row| {
+            let (record, _) = codec::open::<JobRecord>(Table::Jobs, key, &row)?;
+            let name = std::str::from_utf8(key).map_err(|_| Corrupted::new(Table::Jobs, key, "not text"))?;
+            jobs.add(name.into(), record.number);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        // A registration that was lost with its commit is not registered; whoever asked for it is told or asks again.
+        jobs.registered.retain(|job, _| jobs.names.contains_key(job));
+        let tallies = &mut self.tallies;
+        tallies.clear();
+        turn.rows().scan_prefix(Table::Tallies, &[], &mut |key, row| {
+            let (tally, _) = codec::open::<TallyRecord>(Table::Tallies, key, &row)?;
+            let job = key.try_into().map_err(|_| Corrupted::new(Table::Tallies, key, "not a job's number"))?;
+            tallies.insert(JobNumber::from_be_bytes(job), tally);
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// Bodies that live on keep their leases, with key and slot.
+    fn adopt_alive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        for (run, generation) in self.alive.clone() {
+            let Some(loaded) = turn.load(run)? else {
+                // Deleted while its body was still stopping.
+                continue;
+            };
+            let key = loaded.record.concurrency_key.as_deref().map(|key| (key.into(), loaded.record.key_limit));
+            let job = loaded.record.job;
+            let leased = loaded.status() == RunStatus::Leased && loaded.state.generation == generation;
+            let crashes = loaded.state.crashes;
+            let place = Place::new(true, run);
+            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, !leased);
+            if leased {
+                let (loaded, sum) = summed(turn, run, loaded)?;
+                let name = self.job_name(job);
+                let body = body_of(name, &loaded, sum.generation == generation);
+                turn.live.push((run, Some(body.live())));
+                self.bodies.insert(run, body);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leased runs without a body crashed with their process.
+    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let mut leased = Vec::new();
+        turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Leased), &mut |key, _| {
+            leased.extend(keys::read_run(key));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for run in leased {
+            if self.bodies.contains_key(&run) {
+                continue;
+            }
+            match turn.load(run) {
+                Ok(Some(loaded)) => self.recover_one(turn, run, loaded)?,
+                Ok(None) => tracing::error!(%run, "a leased run has no row"),
+                Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "a leased run can't be recovered"),
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded) -> Result<(), Fault> {
+        let (loaded, sum) = summed(turn, run, loaded)?;
+        let Loaded { record, mut state, .. } = loaded;
+        let name = self.job_name(record.job);
+        let labels = label_map(&record);
+        state.recoveries += 1;
+        match recover(state.crashes, sum.generation == state.generation, self.config.max_recoveries) {
+            Recovered::Pending { crashes } => {
+                state.status = RunStatus::Pending.to_byte();
+                state.crashes = crashes;
+                state.front = true;
+                let line = LineRecord {
+                    job: record.job,
+                    key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+                    generation: state.generation,
+                    crashes,
+                    front: true,
+                    ticket: None,
+                    blocked: false,
+                };
+                turn.put_state(run, &state, false);
+                turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
+                turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+                turn.event(run, &name, &labels, EventKind::RunReleased { crashed: true });
+            }
+            Recovered::Poisoned { crashes } => {
+                let message = format!("the process ended {crashes} times in a row while this run executed");
+                let error = ErrorRecord {
+                    kind: ErrorKind::Poisoned.to_byte(),
+                    message,
+                    chain: Vec::new(),
+                    step: None,
+                    terminal: true,
+                };
+                state.error = Some(error.clone());
+                self.end_rows(turn, run, record.job, &mut state, RunStatus::Leased, RunStatus::Failed)?;
+                turn.event(run, &name, &labels, EventKind::RunFailed { error: error.into() });
+            }
+        }
+        Ok(())
+    }
+
+    fn queue_pending(&mut self, turn: &mut Turn<'_>, at_open: bool) -> Result<(), Fault> {
+        let mut lines = Vec::new();
+        turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Pending), &mut |key, row| {
+            let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
+            match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
+                // The code may be another one now, so what was put aside is tried again at every start.
+                Ok((line, _)) if at_open || !line.blocked => lines.push(queued(run, &line)),
+                Ok(_) => {}
+                Err(row) => tracing::error!(%run, error = %row, "a pending run can't be put in line"),
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for line in lines {
+            self.tell_engine(turn, EngineEvent::Queued(line));
+        }
+        Ok(())
+    }
+
+    fn job_name(&self, job: JobNumber) -> Arc<str> {
+        self.jobs.names.get(&job).cloned().unwrap_or_else(|| "".into())
+    }
+}
+
+/// A run's state with the counters that its checkpoints add up to.
+fn summed(turn: &Turn<'_>, run: RunId, mut loaded: Loaded) -> Result<(Loaded, Sum), Fault> {
+    let mut sum = Sum::default();
+    let mut last: Option<StepRecord> = None;
+    turn.rows().scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
+        sum.bytes += row.len() as u64;
+        let (step, _) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
+        if step.error.is_none() {
+            sum.completed += 1;
+            sum.index = keys::read_step(key).map_or(sum.index, |(_, index)| index + 1);
+        }
+        sum.generation = sum.generation.max(step.generation);
+        last = Some(step);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let state: &mut StateRecord = &mut loaded.state;
+    (state.steps_completed, state.step_index, state.steps_bytes) = (sum.completed, sum.index, sum.bytes);
+    if let Some(at) = last.map(|step| step.completed_at) {
+        state.updated_at = state.updated_at.max(Some(at));
+    }
+    Ok((loaded, sum))
+}

@@ -1,0 +1,317 @@
+//! Creating runs: idempotency first, then the concurrency key, then the rows.
+//!
+//! Every item of a trigger is decided before any of them is written, so that a batch is created whole or not at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::turn::{Loaded, Turn, label_map};
+use super::{Fault, Writer};
+use crate::codec::records::{JobRecord, LineRecord, RunRecord, StateRecord};
+use crate::codec::{self, keys};
+use crate::engine::{Event as EngineEvent, JobNumber, Place, Queued};
+use crate::error::Error;
+use crate::event::{EventKind, Payload};
+use crate::id::RunId;
+use crate::run::RunStatus;
+use crate::store::op::{Idempotency, JobSpec, NewRun, Triggered};
+use crate::store::tables::Table;
+use crate::time::Timestamp;
+use crate::trigger::{Disposition, OnConflict};
+
+/// What is to become of an item.
+enum Decision {
+    /// This run has the idempotency key.
+    Repeat {
+        run: RunId,
+        status: RunStatus,
+        input_differs: bool,
+    },
+    /// An earlier item of the same batch has it.
+    RepeatOfItem {
+        item: usize,
+        input_differs: bool,
+    },
+    /// This run waits for the concurrency key.
+    Coalesce {
+        waiting: Box<(RunId, Loaded)>,
+    },
+    /// An earlier item of the same batch does.
+    CoalesceWithItem {
+        item: usize,
+    },
+    Create {
+        replaces: Option<Replaced>,
+    },
+}
+
+enum Replaced {
+    Run(Box<(RunId, Place, Loaded)>),
+    Item(usize),
+}
+
+impl Writer {
+    /// Gives every job its number and the engine its limit.
+    pub(super) fn register(&mut self, turn: &mut Turn<'_>, specs: &[JobSpec]) {
+        for spec in specs {
+            let number = self.job_number(turn, &spec.name);
+            self.jobs.registered.insert(number, spec.limit);
+            self.tell_engine(turn, EngineEvent::Registered { job: number, limit: spec.limit });
+        }
+    }
+
+    /// The number of a job's name, given now if it has none.
+    fn job_number(&mut self, turn: &mut Turn<'_>, name: &Arc<str>) -> JobNumber {
+        if let Some(number) = self.jobs.numbers.get(name) {
+            return *number;
+        }
+        let number = self.jobs.names.last_key_value().map_or(1, |(last, _)| last + 1);
+        let record = codec::seal(&JobRecord { number }, &[]);
+        turn.stage.insert(Table::Jobs, name.as_bytes().to_vec(), record);
+        self.jobs.add(name.clone(), number);
+        number
+    }
+
+    pub(super) fn trigger(
+        &mut self,
+        turn: &mut Turn<'_>,
+        items: &[NewRun],
+    ) -> Result<Result<Vec<Triggered>, Error>, Fault> {
+        let jobs: Vec<JobNumber> = items.iter().map(|item| self.job_number(turn, &item.job)).collect();
+        let decisions = match self.decide_all(turn, items, &jobs)? {
+            Ok(decisions) => decisions,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut answers: Vec<Triggered> = Vec::with_capacity(items.len());
+        for ((item, job), decision) in items.iter().zip(jobs).zip(decisions) {
+            let answer = self.carry_out(turn, item, job, decision, &answers)?;
+            answers.push(answer);
+        }
+        // The claims of this transaction come after all its items were decided, and count for their answers.
+        self.claim(turn)?;
+        for answer in &mut answers {
+            if answer.disposition == Disposition::Created && self.bodies.contains_key(&answer.run) {
+                answer.status = RunStatus::Leased;
+            }
+        }
+        Ok(Ok(answers))
+    }
+
+    fn decide_all(
+        &self,
+        turn: &Turn<'_>,
+        items: &[NewRun],
+        jobs: &[JobNumber],
+    ) -> Result<Result<Vec<Decision>, Error>, Fault> {
+        let mut decisions = Vec::with_capacity(items.len());
+        let mut by_key: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
+        let mut waiting: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
+        for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
+            let decided = self.decide(turn, items, (item, *job), &by_key, &waiting)?;
+            let decision = match decided {
+                Ok(decision) => decision,
+                Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
+                Err(error) => return Ok(Err(error)),
+            };
+            if let Decision::Create { .. } = decision {
+                if let Some(idempotency) = &item.idempotency {
+                    by_key.insert((*job, &idempotency.key), at);
+                }
+                if let Some(concurrency) = &item.concurrency {
+                    waiting.insert((*job, &concurrency.key), at);
+                }
+            }
+            decisions.push(decision);
+        }
+        Ok(Ok(decisions))
+    }
+
+    fn decide(
+        &self,
+        turn: &Turn<'_>,
+        items: &[NewRun],
+        (item, job): (&NewRun, JobNumber),
+        by_key: &BTreeMap<(JobNumber, &str), usize>,
+        waiting: &BTreeMap<(JobNumber, &str), usize>,
+    ) -> Result<Result<Decision, Error>, Fault> {
+        if let Some(idempotency) = &item.idempotency {
+            if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
+                let input_differs = items[*earlier].fingerprint != item.fingerprint;
+                return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
+            }
+            if let Some(run) = turn.holder(job, &idempotency.key)?
+                && let Some(held) = turn.load(run)?
+                && in_force(idempotency, &held, turn.now)
+            {
+                let input_differs = held.record.fingerprint != item.fingerprint;
+                if input_differs && idempotency.reject_changed_input {
+                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+                }
+                return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
+            }
+        }
+        let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
+        let in_batch = waiting.get(&(job, concurrency.key.as_str())).copied();
+        let in_line = match in_batch {
+            Some(_) => None,
+            None => self.engine.waiting(job, &concurrency.key),
+        };
+        Ok(match (concurrency.on_conflict, in_batch, in_line) {
+            (OnConflict::Queue, ..) | (_, None, None) => Ok(Decision::Create { replaces: None }),
+            (OnConflict::Reject, _, Some((run, _))) => {
+                Err(Error::KeyConflict { run: Some(run), key: concurrency.key.clone() })
+            }
+            (OnConflict::Reject, Some(_), None) => Err(Error::KeyConflict { run: None, key: concurrency.key.clone() }),
+            (OnConflict::Skip, Some(item), _) => Ok(Decision::CoalesceWithItem { item }),
+            (OnConflict::Replace, Some(item), _) => Ok(Decision::Create { replaces: Some(Replaced::Item(item)) }),
+            (OnConflict::Skip, None, Some((run, _))) => {
+                Ok(Decision::Coalesce { waiting: Box::new((run, self.loaded(turn, run)?)) })
+            }
+            (OnConflict::Replace, None, Some((run, place))) => {
+                let loaded = self.loaded(turn, run)?;
+                Ok(Decision::Create { replaces: Some(Replaced::Run(Box::new((run, place, loaded)))) })
+            }
+        })
+    }
+
+    /// A run that the engine has in line, which therefore has its rows.
+    fn loaded(&self, turn: &Turn<'_>, run: RunId) -> Result<Loaded, Fault> {
+        turn.load(run)?.ok_or_else(|| codec::Corrupted::new(Table::Runs, run.as_bytes(), "row is missing").into())
+    }
+
+    fn carry_out(
+        &mut self,
+        turn: &mut Turn<'_>,
+        item: &NewRun,
+        job: JobNumber,
+        decision: Decision,
+        earlier: &[Triggered],
+    ) -> Result<Triggered, Fault> {
+        Ok(match decision {
+            Decision::Repeat { run, status, input_differs } => {
+                Triggered { run, status, input_differs, disposition: Disposition::Idempotent }
+            }
+            Decision::RepeatOfItem { item, input_differs } => {
+                Triggered { input_differs, disposition: Disposition::Idempotent, ..earlier[item] }
+            }
+            Decision::Coalesce { waiting } => {
+                let (run, loaded) = *waiting;
+                self.coalesced(turn, run, &loaded, item);
+                let status = loaded.status();
+                Triggered { run, status, input_differs: false, disposition: Disposition::Coalesced }
+            }
+            Decision::CoalesceWithItem { item: at } => {
+                let run = earlier[at].run;
+                let loaded = self.loaded(turn, run)?;
+                self.coalesced(turn, run, &loaded, item);
+                Triggered { input_differs: false, disposition: Disposition::Coalesced, ..earlier[at] }
+            }
+            Decision::Create { replaces } => {
+                let run = self.ids.next(turn.now);
+                let ticket = match replaces {
+                    None => None,
+                    Some(Replaced::Run(replaced)) => {
+                        let (old, place, loaded) = *replaced;
+                        self.replaced(turn, old, &loaded, run);
+                        Some(place.ticket())
+                    }
+                    Some(Replaced::Item(at)) => {
+                        let old = earlier[at].run;
+                        let loaded = self.loaded(turn, old)?;
+                        let ticket = loaded.record.ticket.unwrap_or(old);
+                        self.replaced(turn, old, &loaded, run);
+                        Some(ticket)
+                    }
+                };
+                self.create(turn, run, item, job, ticket);
+                Triggered { run, status: RunStatus::Pending, input_differs: false, disposition: Disposition::Created }
+            }
+        })
+    }
+
+    fn create(&mut self, turn: &mut Turn<'_>, run: RunId, item: &NewRun, job: JobNumber, ticket: Option<RunId>) {
+        let key = item.concurrency.as_ref().map(|concurrency| (concurrency.key.clone(), concurrency.limit));
+        let record = RunRecord {
+            job,
+            created_at: turn.now,
+            idempotency_key: item.idempotency.as_ref().map(|idempotency| idempotency.key.clone()),
+            idempotency_ttl_ms: item
+                .idempotency
+                .as_ref()
+                .and_then(|idempotency| idempotency.ttl)
+                .map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+            concurrency_key: key.as_ref().map(|(key, _)| key.clone()),
+            key_limit: key.as_ref().map_or(0, |(_, limit)| *limit),
+            labels: item.labels.clone(),
+            fingerprint: item.fingerprint,
+            retriggered_from: item.retriggered_from,
+            ticket,
+        };
+        turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
+        turn.stage.insert(Table::ByJob, keys::by_job(job, run), Vec::new());
+        for (key, value) in &item.labels {
+            turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
+        }
+        if let Some(idempotency) = &item.idempotency {
+            turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), keys::run(run));
+        }
+        let line = LineRecord { job, key, generation: 0, crashes: 0, front: false, ticket, blocked: false };
+        turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+        if let Some(name) = self.jobs.names.get(&job).cloned() {
+            let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
+            turn.event(run, &name, &label_map(&record), kind);
+        }
+        self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
+    }
+
+    fn coalesced(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, item: &NewRun) {
+        if let Some(name) = self.jobs.names.get(&loaded.record.job).cloned() {
+            let kind = EventKind::RunCoalesced {
+                skipped_input: Payload::new(&item.input),
+                skipped_labels: item.labels.iter().cloned().collect(),
+            };
+            turn.event(run, &name, &label_map(&loaded.record), kind);
+        }
+    }
+
+    /// Ends a waiting run whose place a newer one takes.
+    fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) {
+        let mut state = StateRecord { replaced_by: Some(by), ..loaded.state.clone() };
+        self.end_pending(turn, old, loaded, &mut state);
+    }
+}
+
+impl super::Jobs {
+    pub(super) fn add(&mut self, name: Arc<str>, number: JobNumber) {
+        self.names.insert(number, name.clone());
+        self.numbers.insert(name, number);
+    }
+}
+
+/// A pending run's place, from its index row.
+pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
+    Queued {
+        run,
+        job: line.job,
+        key: line.key.as_ref().map(|(key, limit)| (key.as_str().into(), *limit)),
+        place: Place::new(line.front, line.ticket.unwrap_or(run)),
+        generation: line.generation,
+        crashes: line.crashes,
+    }
+}
+
+/// Whether an idempotency key still stands for its run.
+fn in_force(asked: &Idempotency, held: &Loaded, now: Timestamp) -> bool {
+    let status = held.status();
+    if asked.reuse_after_failure && matches!(status, RunStatus::Failed | RunStatus::Cancelled) {
+        return false;
+    }
+    !status.is_terminal() || !expired(&held.record, now)
+}
+
+/// Whether an idempotency key's time is over. One without a time lives as long as its run.
+pub(super) fn expired(record: &RunRecord, now: Timestamp) -> bool {
+    record
+        .idempotency_ttl_ms
+        .is_some_and(|ttl| record.created_at.saturating_add(std::time::Duration::from_millis(ttl)) <= now)
+}

@@ -1,0 +1,150 @@
+//! One group while it is being built.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Start;
+use crate::codec::records::{RunRecord, StateRecord};
+use crate::codec::{self, Corrupted, keys};
+use crate::engine::{Generation, JobNumber};
+use crate::event::{Ended, Event, EventKind};
+use crate::id::RunId;
+use crate::run::RunStatus;
+use crate::store::Fault;
+use crate::store::stage::Stage;
+use crate::store::tables::Table;
+use crate::store::tail::Live;
+use crate::store::view::{Rows, Staged, View};
+use crate::time::Timestamp;
+
+/// What is done once the group is on disk.
+#[derive(Debug)]
+pub(super) enum Effect {
+    Start(Box<Start>),
+    Cancel(RunId, Generation),
+    /// A body is known to be gone.
+    Stopped(RunId, Generation),
+}
+
+pub(super) struct Turn<'v> {
+    view: &'v View<'v>,
+    pub(super) stage: Stage,
+    pub(super) now: Timestamp,
+    pub(super) monotonic: Duration,
+    pub(super) effects: Vec<Effect>,
+    pub(super) live: Vec<(RunId, Option<Live>)>,
+    pub(super) tallied: BTreeSet<JobNumber>,
+    pub(super) ends: Vec<(RunId, Ended)>,
+    events: Vec<Event>,
+    next_sequence: u64,
+}
+
+/// A group that is built: what to commit and what to publish then.
+pub(super) struct Done {
+    pub(super) stage: Stage,
+    pub(super) events: Vec<Event>,
+    pub(super) effects: Vec<Effect>,
+    pub(super) live: Vec<(RunId, Option<Live>)>,
+    pub(super) ends: Vec<(RunId, Ended)>,
+}
+
+/// A run's rows.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded {
+    pub(super) record: Arc<RunRecord>,
+    pub(super) input: Bytes,
+    pub(super) state: StateRecord,
+}
+
+impl Loaded {
+    pub(super) fn status(&self) -> RunStatus {
+        // A number that no build knows reads as the state that nothing is done to by itself.
+        RunStatus::from_byte(self.state.status).unwrap_or(RunStatus::Suspended)
+    }
+}
+
+impl<'v> Turn<'v> {
+    pub(super) fn new(view: &'v View<'v>, next_sequence: u64, now: Timestamp, monotonic: Duration) -> Self {
+        Turn {
+            view,
+            stage: Stage::default(),
+            now,
+            monotonic,
+            effects: Vec::new(),
+            live: Vec::new(),
+            tallied: BTreeSet::new(),
+            ends: Vec::new(),
+            events: Vec::new(),
+            next_sequence,
+        }
+    }
+
+    pub(super) fn done(self) -> Done {
+        let Turn { stage, events, effects, live, ends, .. } = self;
+        Done { stage, events, effects, live, ends }
+    }
+
+    /// The file as it will be with this group.
+    pub(super) fn rows(&self) -> Staged<'_, 'v> {
+        self.view.with(&self.stage)
+    }
+
+    pub(super) fn load(&self, run: RunId) -> Result<Option<Loaded>, Fault> {
+        let key = run.as_bytes();
+        let Some(bytes) = self.rows().get(Table::Runs, key)? else { return Ok(None) };
+        let (record, input) = codec::open(Table::Runs, key, &bytes)?;
+        Ok(Some(Loaded { record: Arc::new(record), input, state: self.state(run)? }))
+    }
+
+    pub(super) fn state(&self, run: RunId) -> Result<StateRecord, Fault> {
+        match self.rows().get(Table::States, run.as_bytes())? {
+            Some(bytes) => Ok(codec::open::<StateRecord>(Table::States, run.as_bytes(), &bytes)?.0),
+            None => Ok(StateRecord::default()),
+        }
+    }
+
+    /// The run that holds an idempotency key.
+    pub(super) fn holder(&self, job: JobNumber, key: &str) -> Result<Option<RunId>, Fault> {
+        let key = keys::idempotency(job, key);
+        let Some(row) = self.rows().get(Table::Idempotency, &key)? else { return Ok(None) };
+        let run = RunId::from_slice(&row).ok_or_else(|| Corrupted::new(Table::Idempotency, &key, "not a run id"))?;
+        Ok(Some(run))
+    }
+
+    /// Writes a run's state. `fresh`: it never had one.
+    pub(super) fn put_state(&mut self, run: RunId, state: &StateRecord, fresh: bool) {
+        let value = codec::seal(state, &[]);
+        if fresh {
+            self.stage.insert(Table::States, keys::run(run), value);
+        } else {
+            self.stage.put(Table::States, keys::run(run), value);
+        }
+    }
+
+    /// Adds an event of this commit.
+    pub(super) fn event(
+        &mut self,
+        run: RunId,
+        job_name: &Arc<str>,
+        labels: &Arc<BTreeMap<String, String>>,
+        kind: EventKind,
+    ) {
+        self.events.push(Event {
+            sequence: self.next_sequence + self.events.len() as u64,
+            committed: true,
+            timestamp: self.now,
+            run_id: run,
+            job_name: job_name.clone(),
+            labels: labels.clone(),
+            kind,
+        });
+    }
+}
+
+/// Labels as events and runs carry them.
+pub(super) fn label_map(record: &RunRecord) -> Arc<BTreeMap<String, String>> {
+    Arc::new(record.labels.iter().cloned().collect())
+}

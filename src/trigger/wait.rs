@@ -1,0 +1,220 @@
+//! Waiting for a run to end.
+//!
+//! The end itself comes through the [`Bell`](crate::event::Bell), which wakes only those who wait for that run; progress and log lines, if they
+//! are asked for, come from the ring of events.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::Disposition;
+use crate::durably::Core;
+use crate::error::Error;
+use crate::event::{Ended, Event, EventKind, Reader, ring::Received};
+use crate::id::RunId;
+use crate::job::schema;
+use crate::run::{LogLine, Progress, Run, RunStatus};
+use crate::step::current;
+use crate::store::op::{Admitted, Op};
+
+type OnProgress = Box<dyn FnMut(&Progress) + Send>;
+type OnLog = Box<dyn FnMut(&LogLine) + Send>;
+
+#[derive(Default)]
+pub(crate) struct Callbacks {
+    pub(crate) progress: Option<OnProgress>,
+    pub(crate) log: Option<OnLog>,
+}
+
+impl Callbacks {
+    pub(crate) fn listens(&self) -> bool {
+        self.progress.is_some() || self.log.is_some()
+    }
+
+    fn call(&mut self, event: &Event) {
+        match (&event.kind, &mut self.progress, &mut self.log) {
+            (EventKind::RunProgress { progress }, Some(callback), _) => callback(progress),
+            (EventKind::LogWritten { step, level, message, data }, _, Some(callback)) => callback(&LogLine {
+                run_id: event.run_id,
+                number: 0,
+                level: *level,
+                step_name: step.as_deref().map(str::to_owned),
+                message: message.clone(),
+                data: data.clone(),
+                created_at: event.timestamp,
+            }),
+            _ => {}
+        }
+    }
+}
+
+/// What [`JobHandle::trigger_and_wait`](crate::JobHandle::trigger_and_wait) gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finished<O> {
+    /// The run's id.
+    pub id: RunId,
+    /// Its output.
+    pub output: O,
+    /// What became of the trigger.
+    pub disposition: Disposition,
+}
+
+/// A wait that has not begun: set its options, then await it for the completed run.
+#[must_use = "a wait does nothing until it is awaited"]
+pub struct WaitForRun {
+    core: Arc<Core>,
+    run: RunId,
+    timeout: Option<Duration>,
+    callbacks: Callbacks,
+    events: Option<Reader<Event>>,
+}
+
+impl fmt::Debug for WaitForRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitForRun").field("run", &self.run).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+impl WaitForRun {
+    pub(crate) fn new(core: Arc<Core>, run: RunId) -> Self {
+        WaitForRun { core, run, timeout: None, callbacks: Callbacks::default(), events: None }
+    }
+
+    pub(crate) fn with(self, timeout: Option<Duration>, callbacks: Callbacks, events: Option<Reader<Event>>) -> Self {
+        WaitForRun { timeout, callbacks, events, ..self }
+    }
+
+    /// Wait no longer than this; without it, as long as it takes. The run goes on after a timeout.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Call this with every progress that the run reports from here on.
+    pub fn on_progress(mut self, callback: impl FnMut(&Progress) + Send + 'static) -> Self {
+        self.callbacks.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Call this with every log line that the run writes from here on.
+    pub fn on_log(mut self, callback: impl FnMut(&LogLine) + Send + 'static) -> Self {
+        self.callbacks.log = Some(Box::new(callback));
+        self
+    }
+
+    /// Waits for the end, of whatever sort.
+    async fn ended(mut self) -> Result<(Arc<Core>, RunId, Ended), Error> {
+        let (core, run) = (self.core.clone(), self.run);
+        let _waiting = BodyWait::begin(&core, run).await?;
+        if self.callbacks.listens() && self.events.is_none() {
+            self.events = Some(core.store.events().subscribe());
+        }
+        let mut listening = core.store.bell().listen(run);
+        let rows = core.store.rowset(run).await?;
+        if let Some(ended) = ended_already(&rows.state.status, rows.output) {
+            return Ok((core, run, ended));
+        }
+        let WaitForRun { timeout, mut callbacks, mut events, .. } = self;
+        let waiting = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    event = next(&mut events) => match event {
+                        Some(Received::Event(event)) if event.run_id == run => callbacks.call(&event),
+                        Some(_) => {}
+                        None => events = None,
+                    },
+                    ended = listening.ended() => return ended.ok_or(Error::ShutDown),
+                }
+            }
+        };
+        let ended = match timeout {
+            Some(timeout) => match tokio::time::timeout(timeout, waiting).await {
+                Ok(ended) => ended?,
+                Err(_) => return Err(Error::WaitTimeout { run, timeout }),
+            },
+            None => waiting.await?,
+        };
+        Ok((core, run, ended))
+    }
+
+    /// Waits for the output.
+    pub(crate) async fn output<O: DeserializeOwned>(self) -> Result<O, Error> {
+        let (core, run, ended) = self.ended().await?;
+        match ended {
+            Ended::Completed(output) => schema::decode(&output).map_err(|error| Error::decode("output", error)),
+            other => Err(failure(&core, run, other).await),
+        }
+    }
+}
+
+impl IntoFuture for WaitForRun {
+    type Output = Result<Run, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Run, Error>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (core, run, ended) = self.ended().await?;
+            match ended {
+                Ended::Completed(_) => core.store.get_run(run).await?.ok_or(Error::RunNotFound { run }),
+                other => Err(failure(&core, run, other).await),
+            }
+        })
+    }
+}
+
+/// What has ended already; `None` while it has not.
+fn ended_already(status: &u8, output: Option<Bytes>) -> Option<Ended> {
+    match RunStatus::from_byte(*status)? {
+        RunStatus::Completed => Some(Ended::Completed(output.unwrap_or_else(|| Bytes::from_static(b"null")))),
+        RunStatus::Failed => Some(Ended::Failed),
+        RunStatus::Cancelled => Some(Ended::Cancelled),
+        RunStatus::Pending | RunStatus::Leased | RunStatus::Suspended => None,
+    }
+}
+
+/// The error that tells of an end other than completion.
+async fn failure(core: &Core, run: RunId, ended: Ended) -> Error {
+    match ended {
+        Ended::Cancelled => Error::RunCancelled { run },
+        Ended::Deleted => Error::RunNotFound { run },
+        Ended::Completed(_) | Ended::Failed => match core.store.get_run(run).await {
+            Ok(Some(found)) => Error::RunFailed { run: Box::new(found) },
+            Ok(None) => Error::RunNotFound { run },
+            Err(error) => error,
+        },
+    }
+}
+
+async fn next(events: &mut Option<Reader<Event>>) -> Option<Received<Event>> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A body that waits tells the engine, which refuses a wait that could never end.
+struct BodyWait {
+    core: Arc<Core>,
+    waiter: RunId,
+}
+
+impl BodyWait {
+    async fn begin(core: &Arc<Core>, run: RunId) -> Result<Option<BodyWait>, Error> {
+        let Some(waiter) = current::run() else { return Ok(None) };
+        core.store.submit(Op::Wait, (waiter, run), Admitted::default()).answer().await?;
+        Ok(Some(BodyWait { core: core.clone(), waiter }))
+    }
+}
+
+impl Drop for BodyWait {
+    fn drop(&mut self) {
+        self.core.store.send(Op::WaitOver(self.waiter));
+    }
+}
