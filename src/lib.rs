@@ -1,4 +1,39 @@
 //! Durable jobs inside your process: typed jobs made of named steps, each step's result on disk before the run goes on.
+//!
+//! Kill the process anywhere and start it again: every unfinished run goes on after its last finished step. There is no
+//! server; everything is in one redb file. This crate starts from the behaviour of the TypeScript library Durably and is an
+//! independent implementation.
+//!
+//! ```
+//! use durably::{Durably, Job, Step};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), durably::Error> {
+//! let double = Job::new("double", |step: Step, n: u32| async move {
+//!     let doubled = step.run("double", || async { Ok(n * 2) }).await?;
+//!     Ok(doubled)
+//! });
+//! let durably = Durably::in_memory().await?;
+//! let double = durably.register(double)?;
+//! let run = double.trigger(21).idempotency_key("answer").label("tenant", "acme").await?;
+//! assert_eq!(run.output().await?, 42);
+//! durably.shutdown().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to start
+//!
+//! - [`Job::new`] defines a job, [`Durably::open`] a runtime, [`Durably::register`] gives a [`JobHandle`].
+//! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
+//! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
+//! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
+//! - [`Durably::actor_ref`] takes [`SupervisorMsg`]s from other ractor actors.
+//! - [`limits`] has every limit. [`Error::advice`] says what a caller can do about an error.
+//!
+//! # Features
+//!
+//! - `validate` (default): constraints of JSON Schemas are checked when triggering and completing. Without it only types are.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -34,3 +69,7 @@ pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;
 pub use trigger::{Disposition, Finished, JsonTrigger, OnConflict, Trigger, TriggerAndWait, TriggerCall, WaitForRun};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
