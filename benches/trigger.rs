@@ -38,9 +38,8 @@ fn rates() {
         job.batch_trigger(vec![1; 20_000]).await.expect("triggers");
         report("W4 a batch of 20,000", 20_000.0 / began.elapsed().as_secs_f64(), baseline, "runs/s", "");
         for part in 0..10 {
-            let items = (0..20_000).map(|n| {
-                durably::Trigger::new(1).idempotency_key(format!("old-{}", part * 20_000 + n))
-            });
+            let items =
+                (0..20_000).map(|n| durably::Trigger::new(1).idempotency_key(format!("old-{}", part * 20_000 + n)));
             job.batch_trigger(items).await.expect("triggers");
         }
         let full = single(&job, 20_000, 1_000_000).await;

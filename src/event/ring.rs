@@ -194,7 +194,6 @@ impl<E: Buffered> Ring<E> {
 
     /// Whether anyone listens now. A hint: a reader may subscribe the moment after, and replays what is buffered, so
     /// events are published regardless.
-    #[cfg(test)]
     pub(crate) fn has_readers(&self) -> bool {
         self.owner.shared.readers.load(Relaxed) > 0
     }

@@ -256,9 +256,12 @@ impl Execution {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Tells listeners something that is not on disk.
+    /// Tells listeners something that is not on disk. It is no part of the history, so without a listener nobody is told.
     pub(crate) fn tell(&self, kind: EventKind) {
         let store = &self.means.store;
+        if !store.events().has_readers() {
+            return;
+        }
         store.events().publish([Event {
             sequence: store.sequence(),
             committed: false,

@@ -112,29 +112,31 @@ async fn drive<T: Serialize + DeserializeOwned + Send>(
     body: Body<'_, T>,
     timeout: Option<Duration>,
 ) -> JobResult<T> {
-    let execution = ticket.execution.clone();
     let outcome = match replayed(&mut ticket).await {
-        Some(outcome) => outcome,
+        Some(Ok(json)) => Ok(fitting(&ticket, &json).await),
+        Some(Err(record)) => Err(record),
         None => execute(&mut ticket, body, timeout).await,
     };
-    let key = ticket.key.clone();
     ticket.done = true;
-    match outcome {
-        Err(record) => Err(JobError::from_record(record)),
-        Ok(json) => match schema::decode::<T>(&json) {
-            Ok(value) => Ok(value),
-            Err(error) => {
-                let shown: String = String::from_utf8_lossy(&json).chars().take(200).collect();
-                let message = format!(
-                    "the stored output of step {key:?} does not fit {}: {} at {:?}; stored: {shown}",
-                    std::any::type_name::<T>(),
-                    error.message,
-                    error.path,
-                );
-                execution.fail(ErrorKind::CheckpointMismatch, message);
-                never().await
-            }
-        },
+    outcome.map_err(JobError::from_record)
+}
+
+/// A stored output as the type that is expected now; one that does not fit ends the run.
+async fn fitting<T: DeserializeOwned>(ticket: &Ticket, json: &[u8]) -> T {
+    match schema::decode::<T>(json) {
+        Ok(value) => value,
+        Err(error) => {
+            let shown: String = String::from_utf8_lossy(json).chars().take(200).collect();
+            let message = format!(
+                "the stored output of step {:?} does not fit {}: {} at {:?}; stored: {shown}",
+                ticket.key,
+                std::any::type_name::<T>(),
+                error.message,
+                error.path,
+            );
+            ticket.execution.fail(ErrorKind::CheckpointMismatch, message);
+            never().await
+        }
     }
 }
 
@@ -181,7 +183,7 @@ async fn execute<T: Serialize + DeserializeOwned>(
     ticket: &mut Ticket,
     mut body: Body<'_, T>,
     timeout: Option<Duration>,
-) -> Result<Bytes, ErrorRecord> {
+) -> Result<T, ErrorRecord> {
     let execution = ticket.execution.clone();
     if execution.cancelled.is_cancelled() {
         execution.stuck();
@@ -203,11 +205,15 @@ async fn execute<T: Serialize + DeserializeOwned>(
         }
         return never().await;
     }
-    let outcome = result.and_then(|value| encode(&execution, &value)).map_err(|error| {
+    let encoded = result.and_then(|value| encode(&execution, &value)).map_err(|error| {
         let mut record = error.into_record();
         record.step = Some(step.to_string());
         record
     });
+    let (outcome, result) = match encoded {
+        Ok((json, value)) => (Ok(json), Ok(value)),
+        Err(record) => (Err(record.clone()), Err(record)),
+    };
     let bytes = outcome.as_ref().map_or(0, Bytes::len) + step.len() + 64;
     if !execution.count_bytes(bytes) {
         let message = format!("the checkpoints of a run can't be more than {} bytes", crate::limits::STEPS_BYTES_MAX);
@@ -228,7 +234,9 @@ async fn execute<T: Serialize + DeserializeOwned>(
     };
     let pending = execution.hand_over(checkpoint).await;
     ticket.handed = Some((outcome, pending));
-    recorded(ticket).await
+    // Comes back only once it is on disk.
+    drop(recorded(ticket).await);
+    result
 }
 
 /// Waits until what was handed over is on disk, and gives it.
@@ -270,19 +278,19 @@ async fn attempt<T>(
     }
 }
 
-/// A value as it is stored, if it can be read back.
-fn encode<T: Serialize + DeserializeOwned>(execution: &Execution, value: &T) -> JobResult<Bytes> {
+/// A value as it is stored, and as it reads back from that: the body gets what a replay will give it.
+fn encode<T: Serialize + DeserializeOwned>(execution: &Execution, value: &T) -> JobResult<(Bytes, T)> {
     let json = serde_json::to_vec(value).map_err(|error| not_storable(&error))?;
     let bytes_max = execution.means.payload_bytes_max;
     if json.len() > bytes_max {
         let message = format!("checkpoint of {} bytes is over the limit of {bytes_max}", json.len());
         return Err(JobError::of_kind(ErrorKind::OverLimit, message));
     }
-    schema::decode::<T>(&json).map_err(|error| {
+    let value = schema::decode::<T>(&json).map_err(|error| {
         let message = format!("the value can't be read back from JSON: {} at {:?}", error.message, error.path);
         JobError::of_kind(ErrorKind::NotStorable, message)
     })?;
-    Ok(json.into())
+    Ok((json.into(), value))
 }
 
 /// Runs blocking code on one of the runtime's threads. The thread counts as the body's until it has returned.
