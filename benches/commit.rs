@@ -1,5 +1,7 @@
 //! The baseline: a bare redb writer with group commit, as one, 64 and 1,024 producers see it.
 
+#![allow(clippy::disallowed_methods, reason = "a bench measures by the machine's own clock")]
+
 mod support;
 
 use std::time::Duration;

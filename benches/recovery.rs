@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench recovery` prints both, then criterion's own figures.
 
+#![allow(clippy::disallowed_methods, reason = "a bench measures by the machine's own clock")]
+
 mod support;
 
 use std::path::Path;

@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench step` prints the ratios, then criterion's own figures.
 
+#![allow(clippy::disallowed_methods, reason = "a bench measures by the machine's own clock")]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -202,13 +202,10 @@ impl Writer {
         let before = keys::ended(purge.before, RunId::MIN);
         let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let (mut due, mut last) = (Vec::new(), None);
-        // A few more than the slice are looked at, so that runs passed over do not stop it.
-        let mut looks = purge.limit.saturating_mul(4);
         turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {
             last = Some(key.to_vec());
             due.extend(keys::read_ended(key).map(|(_, run)| run));
-            looks -= 1;
-            Ok(if due.len() >= purge.limit || looks == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            Ok(if due.len() >= purge.limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         let mut deleted = 0;
         let looked_at_all = due.len() < purge.limit;

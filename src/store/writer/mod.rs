@@ -312,7 +312,7 @@ impl Writer {
         if done.stage.is_empty() && !self.disk.wants_folding() {
             return Ok(done);
         }
-        match self.disk.commit(&done.stage, done.events.len() as u64, self.ids.last(), live) {
+        match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
             Ok(()) => Ok(done),
             Err(fault) => Err(Box::new((Some(done), fault))),
         }
@@ -340,8 +340,9 @@ impl Writer {
             }
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
             Op::Pause(call) => {
-                self.paused = call.request;
-                self.tell_engine(turn, EngineEvent::Paused(self.paused && !self.working_off));
+                // Also ends the working off of a queue: a stop, or a shutdown, starts nothing more.
+                (self.paused, self.working_off, self.allowance) = (call.request, false, None);
+                self.tell_engine(turn, EngineEvent::Paused(self.paused));
                 call.answer = Some(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),

@@ -51,7 +51,7 @@ impl Writer {
         drop(view);
         if !done.stage.is_empty() {
             let live = std::mem::take(&mut done.live);
-            self.disk.commit(&done.stage, done.events.len() as u64, self.ids.last(), live)?;
+            self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live)?;
         }
         self.events.publish(done.events);
         Ok(())

@@ -51,6 +51,13 @@ pub(super) struct Done {
     pub(super) ends: Vec<(RunId, Ended)>,
 }
 
+impl Done {
+    /// How many sequence numbers the group takes.
+    pub(super) fn sequences(&self) -> u64 {
+        if self.stage.is_empty() { 0 } else { self.events.len() as u64 }
+    }
+}
+
 /// A run's rows.
 #[derive(Debug, Clone)]
 pub(super) struct Loaded {
@@ -83,7 +90,13 @@ impl<'v> Turn<'v> {
     }
 
     pub(super) fn done(self) -> Done {
-        let Turn { stage, events, effects, live, ends, .. } = self;
+        let Turn { stage, mut events, effects, live, ends, next_sequence, .. } = self;
+        if stage.is_empty() {
+            // Nothing is written, so there is no row to carry sequences: these events are told like uncommitted ones.
+            for event in &mut events {
+                (event.committed, event.sequence) = (false, next_sequence - 1);
+            }
+        }
         Done { stage, events, effects, live, ends }
     }
 
