@@ -242,6 +242,11 @@ impl Builder {
         let config = self.config;
         config.validate()?;
         tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        if cfg!(panic = "abort") {
+            tracing::warn!(
+                "built with panic=abort: a panic in a job's body ends the process instead of failing its run"
+            );
+        }
         let opening = config.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(medium, &opening, Placement::Threads));
         let store = opened.await.map_err(|_| Error::ShutDown)??;

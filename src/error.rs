@@ -276,6 +276,7 @@ impl From<Fault> for Error {
             Fault::NotOurs => Error::Corrupted { table: "meta", key: "format".into(), reason: "no format version" },
             Fault::NewerFormat { found, supported } => Error::NewerFormat { found, supported },
             Fault::Closed => Error::ShutDown,
+            Fault::Panicked => Error::Storage(Box::new(Fault::Panicked)),
             Fault::Redb(error) => Error::Storage(error.into()),
         }
     }

@@ -56,6 +56,8 @@ pub(crate) enum Fault {
     NewerFormat { found: u64, supported: u64 },
     #[error("the file is closed")]
     Closed,
+    #[error("the storage engine panicked")]
+    Panicked,
     #[error(transparent)]
     Redb(redb::Error),
 }
@@ -259,7 +261,8 @@ impl Store {
             Placement::Threads => {
                 let shared = self.inner.shared.clone();
                 let task = tokio::task::spawn_blocking(move || read_retrying(&shared, read));
-                task.await.map_err(|_| Error::ShutDown)?
+                // Cancelled: the tokio runtime is going. A panic: the file is damaged in a way that redb trips over.
+                task.await.map_err(|error| if error.is_panic() { Fault::Panicked.into() } else { Error::ShutDown })?
             }
         }
     }

@@ -15,6 +15,7 @@ mod triggers;
 mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -267,7 +268,9 @@ impl Writer {
         let mut outage = outage::Outage::default();
         loop {
             let group = self.disk.next_group();
-            let (done, fault) = match self.attempt(&mut ops) {
+            // A panic on what a damaged file gave is one more way for it to fail.
+            let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&mut ops)));
+            let (done, fault) = match attempt.unwrap_or_else(|_| Err(Box::new((None, Fault::Panicked)))) {
                 Ok(done) => {
                     self.publish(done);
                     break;
@@ -275,12 +278,14 @@ impl Writer {
                 Err(failed) => *failed,
             };
             self.ride_out(&mut outage, &fault, &mut ops);
-            if let Some(done) = done.filter(|_| self.disk.has_group(group)) {
+            let committed = self.disk.has_group(group);
+            if let Some(done) = done.filter(|_| committed) {
                 self.publish(done);
-                self.rebuild_or_ride_out(&mut outage, &mut ops);
-                break;
             }
             self.rebuild_or_ride_out(&mut outage, &mut ops);
+            if committed {
+                break;
+            }
         }
         self.recovered(&outage);
         let ended = self.ended;
