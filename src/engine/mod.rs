@@ -183,7 +183,8 @@ impl Engine {
                 if let Some(executing) = self.executing.get_mut(&run) {
                     executing.ended = true;
                 }
-                self.waits.retain(|_, target| target.run != run);
+                // Neither those who wait for it nor, its body being stopped, itself.
+                self.waits.retain(|waiter, target| *waiter != run && target.run != run);
             }
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,
@@ -246,8 +247,9 @@ impl Engine {
         }
     }
 
-    /// A lease that is in force already: after the file was reopened, its body lives on.
-    pub(crate) fn adopt(&mut self, queued: &Queued, ended: bool) {
+    /// A lease that is in force already: after the file was reopened, its body lives on. `crashes` counts the execution under
+    /// way, and is zero where that has recorded a checkpoint.
+    pub(crate) fn adopt(&mut self, queued: &Queued, ended: bool, now: Duration) {
         let line = self.lines.entry(queued.job).or_default();
         line.executing += 1;
         if let Some((name, limit)) = &queued.key {
@@ -262,6 +264,9 @@ impl Engine {
             next: None,
         };
         self.executing.insert(queued.run, executing);
+        if !ended && queued.crashes > probation::CRASHES && self.probation.admit(queued.run) {
+            self.probation.started(queued.run, now);
+        }
         self.refresh(queued.job);
     }
 
@@ -291,8 +296,10 @@ impl Engine {
     /// Pending and executing runs of every job.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (JobNumber, u64, u64)> + '_ {
         self.lines.iter().map(|(job, line)| {
-            let ended = self.executing.values().filter(|executing| executing.job == *job && executing.ended).count();
-            (*job, line.pending, u64::from(line.executing) - ended as u64)
+            let ended = self.executing.values().filter(|executing| executing.job == *job && executing.ended);
+            let (ended, resumed) =
+                ended.fold((0, 0), |(ended, next), run| (ended + 1, next + u64::from(run.next.is_some())));
+            (*job, line.pending + resumed, u64::from(line.executing) - ended)
         })
     }
 
@@ -329,7 +336,18 @@ impl Engine {
             executing.next = None;
             return;
         }
-        let place = self.pasts.remove(&run).map_or(Place::new(false, run), |past| past.place);
+        let place = self.pasts.get(&run).map_or(Place::new(false, run), |past| past.place);
+        let in_line = match &key {
+            None => {
+                self.probation.is_parked(place) || self.lines.get(&job).is_some_and(|line| line.ready.contains(&place))
+            }
+            Some(name) => self.keys.get(name).is_some_and(|key| key.waiting.contains_key(&place)),
+        };
+        if !in_line {
+            // Put aside, or its rows could not be read.
+            return;
+        }
+        self.pasts.remove(&run);
         self.tickets.remove(&place);
         if let Some(line) = self.lines.get_mut(&job) {
             line.pending -= 1;

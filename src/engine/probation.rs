@@ -36,6 +36,10 @@ impl Probation {
         self.parked.insert(place, (run, job));
     }
 
+    pub(super) fn is_parked(&self, place: Place) -> bool {
+        self.parked.contains_key(&place)
+    }
+
     pub(super) fn unpark(&mut self, place: Place) {
         self.parked.remove(&place);
     }

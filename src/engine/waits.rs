@@ -1,6 +1,6 @@
 //! Bodies that wait for other runs: which waits could never end.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::Engine;
 use crate::id::RunId;
@@ -18,8 +18,8 @@ impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
     /// that wait themselves.
     pub(crate) fn wait(&mut self, waiter: RunId, target: Awaited) -> bool {
-        self.waits.insert(waiter, target.clone());
-        let ends = self.can_go_on(&target, &mut BTreeMap::new());
+        self.waits.insert(waiter, target);
+        let ends = !self.stuck().contains(&waiter);
         if !ends {
             self.waits.remove(&waiter);
         }
@@ -31,33 +31,41 @@ impl Engine {
         self.waits.remove(&waiter);
     }
 
-    /// Whether a run can make progress: an executing one that does not wait can; a waiting one if what it waits for can; a
-    /// pending one if a slot, a place among its job's and its key are free or held by one that can.
-    fn can_go_on(&self, target: &Awaited, seen: &mut BTreeMap<RunId, bool>) -> bool {
-        if self.executing.contains_key(&target.run) {
-            return self.body_can_go_on(target.run, seen);
-        }
-        let slot = self.executing.len() < self.slots as usize
-            || self.executing.keys().any(|run| self.body_can_go_on(*run, seen));
-        let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
-            || self.executing.iter().any(|(run, other)| other.job == target.job && self.body_can_go_on(*run, seen));
-        let key = target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
-            key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| self.body_can_go_on(*run, seen))
-        });
-        slot && place && key
+    /// Takes over what bodies wait for from the engine before, for those that live on.
+    pub(crate) fn keep_waits(&mut self, before: &mut Engine) {
+        self.waits = std::mem::take(&mut before.waits);
+        self.waits.retain(|waiter, _| self.executing.contains_key(waiter));
     }
 
-    fn body_can_go_on(&self, run: RunId, seen: &mut BTreeMap<RunId, bool>) -> bool {
-        if let Some(known) = seen.get(&run) {
-            return *known;
+    /// Bodies whose waits can never end: all that wait, less those that can go on, less those that can go on then.
+    fn stuck(&self) -> BTreeSet<RunId> {
+        let mut stuck: BTreeSet<RunId> =
+            self.waits.keys().filter(|waiter| self.executing.contains_key(waiter)).copied().collect();
+        loop {
+            let freed = |waiter: &RunId| self.waits.get(waiter).is_none_or(|target| self.can_end(target, &stuck));
+            let still: BTreeSet<RunId> = stuck.iter().copied().filter(|waiter| !freed(waiter)).collect();
+            if still.len() == stuck.len() {
+                return stuck;
+            }
+            stuck = still;
         }
-        // A circle of waits makes no progress.
-        seen.insert(run, false);
-        let goes_on = match self.waits.get(&run) {
-            None => true,
-            Some(target) => self.can_go_on(target, seen),
-        };
-        seen.insert(run, goes_on);
-        goes_on
+    }
+
+    /// Whether a run can make progress: an executing one if it is not stuck; a pending one if a slot, a place among its
+    /// job's and its key are free or held by one that is not.
+    fn can_end(&self, target: &Awaited, stuck: &BTreeSet<RunId>) -> bool {
+        let goes_on = |run: &RunId| !stuck.contains(run);
+        if self.executing.contains_key(&target.run) {
+            return goes_on(&target.run);
+        }
+        let slot = self.executing.len() < self.slots as usize || self.executing.len() > stuck.len();
+        let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
+            || self.executing.iter().any(|(run, other)| other.job == target.job && goes_on(run));
+        let key = target
+            .key
+            .as_deref()
+            .and_then(|name| self.keys.get(name))
+            .is_none_or(|key| key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| goes_on(run)));
+        slot && place && key
     }
 }

@@ -11,7 +11,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use super::Fault;
 use super::backend::IoCounters;
 use super::file::{Medium, OpenOptions, Opened};
-use super::fold::{Round, Watermark};
+use super::fold::{Round, Size, Watermark};
 use super::journal::{self, RowBuilder};
 use super::stage::Stage;
 use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
@@ -73,6 +73,8 @@ pub(crate) struct Disk {
     last_id: RunId,
     next_blob: u64,
     fold: Option<Round>,
+    /// What a slice of folding may do in an ordinary commit.
+    slice: Size,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
 }
@@ -96,6 +98,7 @@ impl Disk {
             last_id: RunId::MIN,
             next_blob: 1,
             fold: None,
+            slice: Size::default(),
             io: Arc::default(),
             commits: 0,
         };
@@ -150,6 +153,8 @@ impl Disk {
         let id = (u128::from(number(meta::LAST_ID_HIGH)?) << 64) | u128::from(number(meta::LAST_ID_LOW)?);
         self.last_id = RunId::from_bytes(id.to_be_bytes());
         let now = self.clock.monotonic();
+        // No number is given out twice, also where its blob is gone: a fold that was cut off may free it again.
+        self.next_blob = self.next_blob.max(number(meta::BLOB)?);
         let mut tail = Tail::default();
         for row in snapshot.open_table(JOURNAL)?.iter()? {
             let (group, bytes) = row?;
@@ -162,10 +167,10 @@ impl Disk {
             self.next_group = self.next_group.max(group + 1);
             self.next_sequence = self.next_sequence.max(row.next_sequence);
             self.last_id = self.last_id.max(row.last_id);
+            let blobs = row.values().filter_map(|value| BlobRef::of(&value));
+            self.next_blob = blobs.fold(self.next_blob, |next, blob| next.max(blob.id + 1));
             tail.add(group, &row, now);
         }
-        self.next_blob =
-            snapshot.open_table(BLOBS)?.last()?.map_or(1, |(blob, _)| blob.value() + 1).max(self.next_blob);
         tail.set_sequence(self.next_sequence - 1);
         drop(numbers);
         drop(snapshot);
@@ -196,7 +201,8 @@ impl Disk {
         let next_sequence = self.next_sequence + events;
         let mut row = None;
         let mut next_blob = self.next_blob;
-        if !stage.is_empty() {
+        // Events alone are a row too: their numbers are used up.
+        if !stage.is_empty() || events > 0 {
             let mut builder = RowBuilder::with_capacity(stage.bytes() + stage.rows() * 7, stage.rows());
             for (table, key, slot) in stage.iter() {
                 match &slot.value {
@@ -238,16 +244,27 @@ impl Disk {
 
     /// One slice of the round under way, or of a new one if the tail is long or old enough.
     fn fold_slice(&mut self, txn: &WriteTransaction) -> Result<Option<super::fold::Slice>, Fault> {
-        let watermark = Watermark { group: self.next_group, sequence: self.next_sequence, last_id: self.last_id };
+        let watermark = Watermark {
+            group: self.next_group,
+            sequence: self.next_sequence,
+            blob: self.next_blob,
+            last_id: self.last_id,
+        };
         let now = self.clock.monotonic();
         self.shared.read_tail(|tail| {
             if self.fold.is_none() && due(tail, now) {
                 self.fold = Round::over(tail);
             }
             let Some(round) = &self.fold else { return Ok(None) };
+            // More at a time where folding has fallen behind.
             let scale = (1 + tail.bytes() / TAIL_BYTES_FOLD).min(8);
-            round.slice(txn, tail, watermark, scale).map(Some)
+            round.slice(txn, tail, watermark, self.slice * scale).map(Some)
         })
+    }
+
+    /// Brings the counters of executing runs up to date where no commit carries them.
+    pub(crate) fn set_live(&self, live: Vec<(RunId, Option<Live>)>) {
+        self.shared.write_tail(|tail| live.into_iter().for_each(|(run, live)| tail.set_live(run, live)));
     }
 
     /// Whether a commit should come even if there is nothing to write, to get on with folding.

@@ -2,8 +2,8 @@
 //!
 //! A round takes every record up to a group. First the rows go into their tables in key order, a slice a commit; then the
 //! blobs that nothing refers to any more are freed; then the journal's rows are removed, oldest first. A crash between any
-//! two slices leaves journal rows whose records are in the tables already: replaying them writes the same again. Blobs
-//! are freed before the first journal row goes, since the replay of that row is what finds them.
+//! two slices leaves journal rows whose records are in the tables already: replaying them writes the same again. A blob
+//! that only the journal refers to is freed before the row that does goes, since the replay of that row is what finds it.
 
 use std::ops::Bound;
 
@@ -32,6 +32,27 @@ enum Phase {
     Done,
 }
 
+/// How much a slice may do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Size { rows: FOLD_ROWS_MAX, bytes: FOLD_BYTES_MAX }
+    }
+}
+
+impl std::ops::Mul<usize> for Size {
+    type Output = Size;
+
+    fn mul(self, by: usize) -> Size {
+        Size { rows: self.rows * by, bytes: self.bytes * by }
+    }
+}
+
 /// What a slice did: the tail forgets it once the slice is committed.
 #[derive(Debug)]
 pub(crate) struct Slice {
@@ -45,6 +66,7 @@ pub(crate) struct Slice {
 pub(crate) struct Watermark {
     pub(crate) group: u64,
     pub(crate) sequence: u64,
+    pub(crate) blob: u64,
     pub(crate) last_id: RunId,
 }
 
@@ -58,17 +80,17 @@ impl Round {
         matches!(self.phase, Phase::Done)
     }
 
-    /// Does one slice inside `txn`. `scale` multiplies the slice where folding has fallen behind.
+    /// Does one slice inside `txn`.
     pub(crate) fn slice(
         &self,
         txn: &WriteTransaction,
         tail: &Tail,
         watermark: Watermark,
-        scale: usize,
+        size: Size,
     ) -> Result<Slice, Fault> {
         let mut slice = Slice { slots: Vec::new(), removed_upto: None, next: self.clone() };
         match &self.phase {
-            Phase::Rows { table, after } => slice.fold_rows(txn, tail, *table, after.clone(), scale)?,
+            Phase::Rows { table, after } => slice.fold_rows(txn, tail, *table, after.clone(), size)?,
             Phase::Orphans => {
                 let mut blobs = txn.open_table(BLOBS)?;
                 for blob in tail.orphans(self.upto) {
@@ -78,7 +100,7 @@ impl Round {
             }
             Phase::Journal => {
                 let first = tail.oldest_group().unwrap_or(self.upto);
-                let last = self.upto.min(first.saturating_add((FOLD_ROWS_MAX * scale) as u64));
+                let last = self.upto.min(first.saturating_add(size.rows as u64));
                 txn.open_table(JOURNAL)?.retain_in(..=last, |_, _| false)?;
                 watermark.write(txn)?;
                 slice.removed_upto = Some(last);
@@ -97,7 +119,7 @@ impl Slice {
         tail: &Tail,
         first_table: usize,
         after: Option<Bytes>,
-        scale: usize,
+        size: Size,
     ) -> Result<(), Fault> {
         let mut after = after;
         let (mut rows, mut bytes) = (0, 0);
@@ -107,7 +129,7 @@ impl Slice {
                 tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
             let mut opened = None;
             for (key, slot) in due {
-                if rows >= FOLD_ROWS_MAX * scale || bytes >= FOLD_BYTES_MAX * scale {
+                if rows >= size.rows || bytes >= size.bytes {
                     let after = self.slots.last().filter(|(last, ..)| *last == table).map(|(_, key, _)| key.clone());
                     self.next.phase = Phase::Rows { table: at, after };
                     return Ok(());
@@ -151,6 +173,7 @@ impl Watermark {
         let id = u128::from_be_bytes(*self.last_id.as_bytes());
         table.insert(meta::GROUP, self.group)?;
         table.insert(meta::SEQUENCE, self.sequence)?;
+        table.insert(meta::BLOB, self.blob)?;
         table.insert(meta::LAST_ID_HIGH, (id >> 64) as u64)?;
         table.insert(meta::LAST_ID_LOW, id as u64)?;
         Ok(())

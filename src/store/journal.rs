@@ -38,6 +38,13 @@ pub(crate) struct Row {
     pub(crate) last_id: RunId,
 }
 
+impl Row {
+    /// The values that the row puts.
+    pub(crate) fn values(&self) -> impl Iterator<Item = Bytes> + '_ {
+        self.entries.iter().filter_map(|entry| Some(self.bytes.slice(entry.value.clone()?)))
+    }
+}
+
 /// Writes a row, record by record.
 pub(crate) struct RowBuilder {
     bytes: Vec<u8>,

@@ -35,9 +35,10 @@ pub(crate) const FORMAT_VERSION: u64 = 1;
 /// Rows of [`META`].
 pub(crate) mod meta {
     pub(crate) const FORMAT: &str = "format";
-    /// The next group, event and the last run id (in two halves), as of the last journal row that was removed.
+    /// The next group, event, blob, and the last run id (in two halves), as of the last journal row that was removed.
     pub(crate) const GROUP: &str = "group";
     pub(crate) const SEQUENCE: &str = "sequence";
+    pub(crate) const BLOB: &str = "blob";
     pub(crate) const LAST_ID_HIGH: &str = "last_id_high";
     pub(crate) const LAST_ID_LOW: &str = "last_id_low";
 }

@@ -33,7 +33,7 @@ pub(crate) struct Tail {
     layers: [Layer; Table::ALL.len()],
     groups: VecDeque<Group>,
     bytes: usize,
-    /// Blobs that no row refers to any more, with the group that superseded them: freed when that group is folded.
+    /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
     orphans: Vec<(u64, u64)>,
     /// What changes with every step of an executing run and is never rewritten on disk.
     live: BTreeMap<RunId, Live>,
@@ -115,7 +115,7 @@ impl Tail {
             if let Some(old) = layer.get(&key) {
                 fresh = old.fresh;
                 if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
-                    self.orphans.push((group, blob.id));
+                    self.orphans.push((old.group, blob.id));
                 }
             }
             if value.is_none() && fresh {
@@ -138,7 +138,7 @@ impl Tail {
         }
     }
 
-    /// Blobs whose row was superseded by a group up to `upto`.
+    /// Blobs that a superseded record of a group up to `upto` refers to.
     pub(crate) fn orphans(&self, upto: u64) -> impl Iterator<Item = u64> + '_ {
         self.orphans.iter().filter(move |(group, _)| *group <= upto).map(|(_, blob)| *blob)
     }

@@ -50,6 +50,9 @@ pub(crate) trait Rows {
         self.scan(table, (Bound::Included(prefix), upper), Direction::Forward, visit)
     }
 
+    /// The keys that begin with a prefix. Values are not looked at, so none can be found corrupted.
+    fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault>;
+
     /// The first row of a range, in a direction.
     fn first(
         &self,
@@ -119,7 +122,30 @@ impl<'a> View<'a> {
         value.map(|value| self.resolved(table, key, value)).transpose()
     }
 
+    fn keys_over(&self, stage: Option<&Layer>, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+        let end = keys::after_prefix(prefix);
+        let range = (Bound::Included(prefix), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        let mut found = Vec::new();
+        self.walk(stage, table, range, Direction::Forward, &mut |key, _| {
+            found.push(key.to_vec());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
     fn scan_over(
+        &self,
+        stage: Option<&Layer>,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
+        self.walk(stage, table, range, direction, &mut |key, value| visit(key, self.resolved(table, key, value)?))
+    }
+
+    /// Visits the rows as they stand, with references where values are large.
+    fn walk(
         &self,
         stage: Option<&Layer>,
         table: Table,
@@ -169,7 +195,7 @@ impl<'a> View<'a> {
                 top = staged.as_mut().and_then(Walk::next);
             }
             if let Some(value) = value
-                && visit(&nearest, self.resolved(table, &nearest, value)?)?.is_break()
+                && visit(&nearest, value)?.is_break()
             {
                 return Ok(());
             }
@@ -190,6 +216,10 @@ impl Rows for View<'_> {
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
         self.scan_over(None, table, range, direction, visit)
+    }
+
+    fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+        self.keys_over(None, table, prefix)
     }
 }
 
@@ -212,6 +242,10 @@ impl Rows for Staged<'_, '_> {
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
         self.view.scan_over(Some(self.stage.layer(table)), table, range, direction, visit)
+    }
+
+    fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+        self.view.keys_over(Some(self.stage.layer(table)), table, prefix)
     }
 }
 

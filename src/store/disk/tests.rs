@@ -1,1 +1,360 @@
-//! Disk, tail and folding against a model.
+//! Disk, tail and folding against a model: a map for each table.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use redb::ReadableTableMetadata;
+
+use super::*;
+use crate::store::backend::SharedMemory;
+use crate::store::view::{Direction, Rows};
+use crate::time::SystemClock;
+
+const TABLES: [Table; 3] = [Table::States, Table::Steps, Table::Tallies];
+/// Few, so that they collide; of several lengths, so that ranges cut between them.
+const KEYS: [&[u8]; 6] = [b"", b"a", b"ab", b"b", b"b\xff", b"\xff\xff"];
+
+type Model = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+
+/// What a step of a random script does.
+#[derive(Debug, Clone)]
+enum Act {
+    /// One commit of these changes: table, key, and a value's length or a deletion.
+    Commit(Vec<(usize, usize, Option<usize>)>),
+    /// A commit of nothing but events.
+    Events(u64),
+    /// A round over all that the tail holds begins, if none is under way.
+    BeginRound,
+    /// Empty commits, each a slice.
+    Slices(usize),
+    FoldAll,
+    /// As after a commit that failed.
+    Reopen,
+    /// Another process over the same bytes, after a kill or a clean end.
+    Restart {
+        clean: bool,
+    },
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    // A blob, a value just at the border, and a small one.
+    let length = prop_oneof![4 => 0..40usize, 1 => Just(INLINE_BYTES_MAX), 3 => INLINE_BYTES_MAX + 1..40 << 10];
+    let change = (0..TABLES.len(), 0..KEYS.len(), proptest::option::weighted(0.6, length));
+    let act = prop_oneof![
+        8 => proptest::collection::vec(change, 1..6).prop_map(Act::Commit),
+        1 => (1..4u64).prop_map(Act::Events),
+        3 => Just(Act::BeginRound),
+        5 => (1..4usize).prop_map(Act::Slices),
+        1 => Just(Act::FoldAll),
+        1 => Just(Act::Reopen),
+        2 => any::<bool>().prop_map(|clean| Act::Restart { clean }),
+    ];
+    proptest::collection::vec(act, 1..40)
+}
+
+struct Pair {
+    memory: SharedMemory,
+    disk: Option<Disk>,
+    model: Model,
+    slice: Size,
+    sequence: u64,
+    id: u128,
+    writes: u8,
+    looks: usize,
+}
+
+impl Pair {
+    fn new(rows: usize) -> Self {
+        let memory = SharedMemory::default();
+        let slice = Size { rows, bytes: 30 << 10 };
+        let disk = open(&memory, slice);
+        Pair { memory, disk: Some(disk), model: Model::new(), slice, sequence: 1, id: 0, writes: 0, looks: 0 }
+    }
+
+    fn disk(&mut self) -> &mut Disk {
+        self.disk.as_mut().expect("open")
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Commit(changes) => self.commit(changes, changes.len() as u64 % 3),
+            Act::Events(events) => self.commit(&[], *events),
+            Act::BeginRound => {
+                let disk = self.disk();
+                if disk.fold.is_none() {
+                    disk.fold = disk.shared.read_tail(Round::over);
+                }
+            }
+            Act::Slices(count) => (0..*count).for_each(|_| self.commit(&[], 0)),
+            Act::FoldAll => self.disk().fold_all().expect("folds"),
+            Act::Reopen => self.disk().reopen().expect("reopens"),
+            Act::Restart { clean } => {
+                let disk = self.disk.take().expect("open");
+                if *clean {
+                    disk.close().expect("closes");
+                } else {
+                    drop(disk);
+                }
+                self.disk = Some(open(&self.memory, self.slice));
+            }
+        }
+        self.check();
+    }
+
+    fn commit(&mut self, changes: &[(usize, usize, Option<usize>)], events: u64) {
+        let mut stage = Stage::default();
+        for (table, key, length) in changes {
+            let (table, key) = (TABLES[*table], KEYS[*key].to_vec());
+            match length {
+                None => {
+                    self.model.remove(&(table, key.clone()));
+                    stage.delete(table, key);
+                }
+                Some(length) => {
+                    // Values begin with a version, as records do, and no two are equal.
+                    self.writes = self.writes.wrapping_add(1);
+                    let value = [&[1, self.writes][..], &vec![7; *length]].concat();
+                    let old = self.model.insert((table, key.clone()), value.clone());
+                    match old {
+                        Some(_) => stage.put(table, key, value),
+                        None => stage.insert(table, key, value),
+                    }
+                }
+            }
+        }
+        self.id += u128::from(!changes.is_empty());
+        self.sequence += events;
+        let id = RunId::numbered(self.id);
+        let group = self.disk().next_group();
+        self.disk().commit(&stage, events, id, Vec::new()).expect("commits");
+        assert_eq!(self.disk().has_group(group), !stage.is_empty() || events > 0);
+    }
+
+    /// Every read gives what the model has.
+    fn check(&mut self) {
+        let (sequence, id) = (self.sequence, RunId::numbered(self.id));
+        let disk = self.disk.as_ref().expect("open");
+        assert_eq!((disk.next_sequence(), disk.last_id().max(id)), (sequence, id));
+        let view = disk.shared.view().expect("view");
+        assert_eq!(view.sequence(), sequence - 1);
+        for table in TABLES {
+            let rows = self.model.iter().filter(|((of, _), _)| *of == table);
+            let rows: Vec<(&[u8], &[u8])> = rows.map(|((_, key), value)| (&key[..], &value[..])).collect();
+            let keys = view.keys(table, b"b").expect("reads");
+            let expected: Vec<_> =
+                rows.iter().filter(|(key, _)| key.starts_with(b"b")).map(|(key, _)| key.to_vec()).collect();
+            assert_eq!(keys, expected);
+            for key in KEYS {
+                let expected = rows.iter().find(|(of, _)| *of == key).map(|(_, value)| *value);
+                assert!(view.get(table, key).expect("reads").as_deref() == expected, "{table:?} {key:?}");
+            }
+            let bounds = KEYS.into_iter().flat_map(|key| [Bound::Included(key), Bound::Excluded(key)]);
+            let bounds: Vec<Bound<&[u8]>> = bounds.chain([Bound::Unbounded]).collect();
+            // Another few of the ranges each time: all of them every time take minutes.
+            self.looks += 7;
+            let ranges = bounds.iter().flat_map(|low| bounds.iter().map(move |high| (*low, *high)));
+            for (low, high) in ranges.skip(self.looks % 23).step_by(23) {
+                let mut expected: Vec<&(&[u8], &[u8])> =
+                    rows.iter().filter(|(key, _)| within(key, low, high)).collect();
+                for direction in [Direction::Forward, Direction::Backward] {
+                    let found = scan(&view, table, (low, high), direction);
+                    let found: Vec<(&[u8], &[u8])> = found.iter().map(|(key, value)| (&key[..], &value[..])).collect();
+                    assert!(found.iter().eq(expected.iter().copied()), "{table:?} {low:?} {high:?} {direction:?}");
+                    expected.reverse();
+                }
+            }
+        }
+    }
+
+    /// Once all is folded, the tables hold the model's rows and nothing else, and every blob has its one row.
+    fn check_folded(&mut self) {
+        self.disk().fold_all().expect("folds");
+        self.check();
+        let large = self.model.values().filter(|value| value.len() > INLINE_BYTES_MAX).count() as u64;
+        let rows = self.model.len() as u64;
+        let txn = self.disk().shared.db().expect("open").begin_read().expect("begins");
+        assert_eq!(txn.open_table(BLOBS).expect("there").len().expect("counts"), large, "blobs");
+        assert_eq!(txn.open_table(JOURNAL).expect("there").len().expect("counts"), 0, "journal rows");
+        let stored: u64 =
+            TABLES.map(|table| txn.open_table(table.definition()).expect("there").len().expect("counts")).iter().sum();
+        assert_eq!(stored, rows, "rows");
+        let disk = self.disk();
+        assert!(
+            disk.shared.read_tail(|tail| tail.bytes() == 0 && TABLES.iter().all(|table| tail.layer(*table).is_empty()))
+        );
+    }
+}
+
+fn open(memory: &SharedMemory, slice: Size) -> Disk {
+    let medium = Medium::Memory(memory.clone());
+    let mut disk = Disk::open(medium, OpenOptions::default(), Arc::new(SystemClock::default()), false).expect("opens");
+    disk.slice = slice;
+    disk
+}
+
+fn within(key: &[u8], low: Bound<&[u8]>, high: Bound<&[u8]>) -> bool {
+    let above = match low {
+        Bound::Included(low) => key >= low,
+        Bound::Excluded(low) => key > low,
+        Bound::Unbounded => true,
+    };
+    let below = match high {
+        Bound::Included(high) => key <= high,
+        Bound::Excluded(high) => key < high,
+        Bound::Unbounded => true,
+    };
+    above && below
+}
+
+fn scan(
+    rows: &dyn Rows,
+    table: Table,
+    range: (Bound<&[u8]>, Bound<&[u8]>),
+    direction: Direction,
+) -> Vec<(Vec<u8>, bytes::Bytes)> {
+    let mut found = Vec::new();
+    rows.scan(table, range, direction, &mut |key, value| {
+        found.push((key.to_vec(), value));
+        Ok(ControlFlow::Continue(()))
+    })
+    .expect("scans");
+    found
+}
+
+/// Plays a script, then again with everything folded at the end.
+fn play(rows: usize, acts: &[Act]) {
+    let mut pair = Pair::new(rows);
+    for act in acts {
+        pair.act(act);
+    }
+    pair.check_folded();
+    pair.act(&Act::Restart { clean: false });
+    pair.check_folded();
+}
+
+proptest! {
+    #[test]
+    fn reads_are_those_of_a_map_whatever_is_folded_and_whenever_it_stops(rows in 1..4usize, acts in acts()) {
+        play(rows, &acts);
+    }
+}
+
+const BLOB: usize = 20 << 10;
+
+/// One change of table and key 0.
+fn set(length: impl Into<Option<usize>>) -> Act {
+    Act::Commit(vec![(0, 0, length.into())])
+}
+
+/// Changes of another key, which keep a round of single rows busy before it gets to table 2.
+fn other(key: usize) -> Act {
+    Act::Commit(vec![(0, key, Some(3))])
+}
+
+#[test]
+fn a_key_that_comes_and_goes_while_it_is_folded_is_never_wrong() {
+    let restart = || Act::Restart { clean: false };
+    for length in [3, BLOB] {
+        for (name, acts) in [
+            (
+                "deleted after its row was folded",
+                vec![set(length), other(1), Act::BeginRound, Act::Slices(1), set(None)],
+            ),
+            (
+                "deleted after a new value of a folded row",
+                vec![set(length), other(1), Act::BeginRound, Act::Slices(1), set(length), set(None)],
+            ),
+            (
+                "there again after its tombstone was folded",
+                vec![set(length), Act::FoldAll, set(None), Act::BeginRound, Act::Slices(1), set(length), set(None)],
+            ),
+            (
+                "there again before its tombstone was folded",
+                vec![set(length), Act::FoldAll, set(None), set(length), set(None)],
+            ),
+            (
+                "deleted before a kill that finds its row folded",
+                vec![set(length), Act::BeginRound, Act::Slices(1), restart(), set(None)],
+            ),
+            (
+                "all of it in one commit",
+                vec![Act::Commit(vec![(0, 0, Some(length)), (0, 0, None), (0, 0, Some(length))]), set(None)],
+            ),
+        ] {
+            eprintln!("{name}, {length} bytes");
+            play(1, &acts);
+            // And with a kill after every number of acts.
+            for at in 0..acts.len() {
+                let mut acts = acts.clone();
+                acts.insert(at, restart());
+                play(1, &acts);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_blob_superseded_during_a_round_goes_before_the_row_that_names_it() {
+    let large = Act::Commit(vec![(2, 0, Some(BLOB))]);
+    for after in [Act::Commit(vec![(2, 0, None)]), Act::Commit(vec![(2, 0, Some(BLOB))])] {
+        for slices in 0..8 {
+            let superseded = [large.clone(), other(1), other(2), Act::BeginRound, Act::Slices(1), after.clone()];
+            let acts = superseded.into_iter().chain([Act::Slices(slices), Act::Restart { clean: false }]);
+            play(1, &acts.collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_number_of_a_blob_is_never_used_again() {
+    // The newest blob is freed and the round cut off; what is written next must not be freed in its stead.
+    for slices in 1..6 {
+        let acts = [set(BLOB), set(None), Act::BeginRound, Act::Slices(slices), Act::Restart { clean: false }];
+        let acts = acts.into_iter().chain([Act::Commit(vec![(1, 1, Some(BLOB))])]);
+        play(1, &acts.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn events_without_rows_use_up_their_numbers() {
+    play(
+        1,
+        &[Act::Events(2), Act::Restart { clean: false }, Act::Events(1), Act::FoldAll, Act::Restart { clean: false }],
+    );
+}
+
+#[test]
+fn folding_begins_with_age_and_with_size() {
+    #[derive(Debug)]
+    struct Still(std::sync::atomic::AtomicU64);
+    impl Clock for Still {
+        fn now(&self) -> crate::time::Timestamp {
+            crate::time::Timestamp::from_millis(0)
+        }
+        fn monotonic(&self) -> std::time::Duration {
+            std::time::Duration::from_secs(self.0.load(Ordering::Relaxed))
+        }
+    }
+    let clock = Arc::new(Still(0.into()));
+    let medium = Medium::Memory(SharedMemory::default());
+    let mut disk = Disk::open(medium, OpenOptions::default(), clock.clone(), false).expect("opens");
+    let mut stage = Stage::default();
+    stage.put(Table::Runs, vec![1], vec![1; 10]);
+    disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
+    assert!(disk.has_tail() && !disk.wants_folding());
+    clock.0.store(TAIL_AGE_FOLD.as_secs(), Ordering::Relaxed);
+    assert!(disk.wants_folding());
+    while disk.wants_folding() {
+        disk.commit(&Stage::default(), 0, RunId::MIN, Vec::new()).expect("commits");
+    }
+    assert!(!disk.has_tail());
+
+    let mut stage = Stage::default();
+    for key in 0..=(TAIL_BYTES_FOLD / INLINE_BYTES_MAX) as u32 {
+        stage.insert(Table::Runs, key.to_be_bytes().to_vec(), vec![1; INLINE_BYTES_MAX]);
+    }
+    disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
+    assert!(disk.wants_folding() && !disk.must_fold());
+}

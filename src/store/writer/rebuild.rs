@@ -90,7 +90,7 @@ impl Writer {
             let leased = loaded.status() == RunStatus::Leased && loaded.state.generation == generation;
             let crashes = loaded.state.crashes;
             let place = Place::new(true, run);
-            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, !leased);
+            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, !leased, turn.monotonic);
             if leased {
                 let (loaded, sum) = summed(turn, run, loaded)?;
                 let name = self.job_name(job);
