@@ -1,0 +1,1 @@
+//! Many triggers in one transaction.

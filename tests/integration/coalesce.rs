@@ -1,0 +1,1 @@
+//! A trigger answered with the run that waits already.

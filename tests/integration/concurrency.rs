@@ -1,0 +1,1 @@
+//! Concurrency keys, and how many runs execute at a time.

@@ -1,0 +1,1 @@
+//! What a caller learns from an error.

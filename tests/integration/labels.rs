@@ -1,0 +1,1 @@
+//! Labels of runs, and filtering by them.

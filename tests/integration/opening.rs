@@ -1,0 +1,1 @@
+//! Opening files: ours, others', and those that are open already.

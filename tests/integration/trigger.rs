@@ -1,0 +1,1 @@
+//! Asking for runs, and the record that a run becomes.
