@@ -273,7 +273,6 @@ impl From<Fault> for Error {
             Fault::Open(OpenError::Damaged { path, message }) => Error::Damaged { path, message },
             Fault::Open(OpenError::Io { path, action, source }) => Error::Open { path, action, source },
             Fault::Open(OpenError::Init { source, .. }) => Error::Storage(source.into()),
-            Fault::NotOurs => Error::Corrupted { table: "meta", key: "format".into(), reason: "no format version" },
             Fault::NewerFormat { found, supported } => Error::NewerFormat { found, supported },
             Fault::Closed => Error::ShutDown,
             Fault::Redb(error) => Error::Storage(error.into()),
