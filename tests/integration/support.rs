@@ -1,17 +1,18 @@
 //! What the tests share: time limits, bodies that wait to be let on, and openings.
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use durably::{Builder, Clock, Durably, Event, Events, Job, Received, Run, RunId, Step, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 /// Fails a test that hangs.
-pub async fn within<F: Future>(test: F) -> F::Output {
+pub async fn within<F: IntoFuture>(test: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test hangs")
 }
 
@@ -188,6 +189,18 @@ pub fn gated(name: &str, gate: &Gate) -> Job<u32, u32> {
 /// A job that fails with this message.
 pub fn failing(name: &str, message: &'static str) -> Job<u32, u32> {
     Job::new(name, move |_: Step, _: u32| async move { Err(message.into()) })
+}
+
+/// An input of two fields.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub struct Pair {
+    pub left: u32,
+    pub right: u32,
+}
+
+/// A job that adds.
+pub fn pair() -> Job<Pair, u32> {
+    Job::new("pair", |_: Step, input: Pair| async move { Ok(input.left + input.right) })
 }
 
 /// The run, which must be there.
