@@ -6,11 +6,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
 
 use super::Fault;
 use super::backend::IoCounters;
-use super::file::{Medium, OpenOptions, Opened};
+use super::file::{Medium, OpenError, OpenOptions, Opened};
 use super::fold::{Round, Size, Watermark};
 use super::journal::{self, RowBuilder};
 use super::stage::Stage;
@@ -141,11 +141,14 @@ impl Disk {
         let Opened { db, io, .. } = self.medium.open(&self.options, &create_tables)?;
         self.io = io;
         let snapshot = db.begin_read()?;
-        let numbers = snapshot.open_table(META)?;
+        let numbers = snapshot.open_table(META).map_err(|error| match error {
+            TableError::TableDoesNotExist(_) | TableError::TableTypeMismatch { .. } => self.not_ours(),
+            error => error.into(),
+        })?;
         let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
         match number(meta::FORMAT)? {
             FORMAT_VERSION => {}
-            0 => return Err(Fault::NotOurs),
+            0 => return Err(self.not_ours()),
             found => return Err(Fault::NewerFormat { found, supported: FORMAT_VERSION }),
         }
         self.next_group = number(meta::GROUP)?.max(1);
@@ -177,6 +180,11 @@ impl Disk {
         self.shared.write_tail(|held| *held = tail);
         self.shared.swap(Some(db));
         Ok(())
+    }
+
+    fn not_ours(&self) -> Fault {
+        let path = self.medium.name().to_path_buf();
+        Fault::Open(OpenError::NotADatabase { path, reason: "a redb database of another program" })
     }
 
     /// Whether the file holds this group: the answer for a commit whose outcome was unknown.

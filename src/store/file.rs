@@ -177,7 +177,7 @@ impl Medium {
         Ok(())
     }
 
-    fn name(&self) -> &Path {
+    pub(super) fn name(&self) -> &Path {
         match self {
             Self::File(path) => path,
             Self::Memory(_) => Path::new("<memory>"),

@@ -50,8 +50,6 @@ pub(crate) enum Fault {
     Corrupted(#[from] Corrupted),
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("the file has no format version")]
-    NotOurs,
     #[error("the file has format {found}, this version reads up to {supported}")]
     NewerFormat { found: u64, supported: u64 },
     #[error("the file is closed")]

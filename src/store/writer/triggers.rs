@@ -2,7 +2,7 @@
 //!
 //! Every item of a trigger is decided before any of them is written, so that a batch is created whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::turn::{Loaded, Turn, label_map};
@@ -83,14 +83,23 @@ impl Writer {
             Err(error) => return Ok(Err(error)),
         };
         let mut answers: Vec<Triggered> = Vec::with_capacity(items.len());
+        let mut replaced = BTreeSet::new();
         for ((item, job), decision) in items.iter().zip(jobs).zip(decisions) {
+            match &decision {
+                Decision::Create { replaces: Some(Replaced::Run(old)) } => _ = replaced.insert(old.0),
+                Decision::Create { replaces: Some(Replaced::Item(at)) } => _ = replaced.insert(answers[*at].run),
+                _ => {}
+            }
             let answer = self.carry_out(turn, item, job, decision, &answers)?;
             answers.push(answer);
         }
-        // The claims of this transaction come after all its items were decided, and count for their answers.
+        // The claims of this transaction come after all its items were decided. They count for the answers, as does what
+        // one item did to another's run.
         self.claim(turn)?;
         for answer in &mut answers {
-            if answer.disposition == Disposition::Created && self.bodies.contains_key(&answer.run) {
+            if replaced.contains(&answer.run) {
+                answer.status = RunStatus::Cancelled;
+            } else if self.bodies.contains_key(&answer.run) {
                 answer.status = RunStatus::Leased;
             }
         }
@@ -137,6 +146,9 @@ impl Writer {
         if let Some(idempotency) = &item.idempotency {
             if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
                 let input_differs = items[*earlier].fingerprint != item.fingerprint;
+                if input_differs && idempotency.reject_changed_input {
+                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: None }));
+                }
                 return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
             }
             if let Some(run) = turn.holder(job, &idempotency.key)?
@@ -145,7 +157,7 @@ impl Writer {
             {
                 let input_differs = held.record.fingerprint != item.fingerprint;
                 if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: Some(run) }));
                 }
                 return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
             }

@@ -1,0 +1,1 @@
+//! Every limit: just allowed, and just refused with nothing written.
