@@ -140,7 +140,7 @@ pub(crate) struct Engine {
     pasts: BTreeMap<RunId, Past>,
     executing: BTreeMap<RunId, Executing>,
     probation: Probation,
-    waits: BTreeMap<RunId, Awaited>,
+    waits: BTreeMap<RunId, Vec<Awaited>>,
 }
 
 impl Engine {
@@ -183,7 +183,10 @@ impl Engine {
                 if let Some(executing) = self.executing.get_mut(&run) {
                     executing.ended = true;
                 }
-                self.waits.retain(|_, target| target.run != run);
+                self.waits.retain(|_, targets| {
+                    targets.retain(|target| target.run != run);
+                    !targets.is_empty()
+                });
             }
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,

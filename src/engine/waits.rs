@@ -1,6 +1,6 @@
 //! Bodies that wait for other runs: which waits could never end.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::Engine;
 use crate::id::RunId;
@@ -18,46 +18,60 @@ impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
     /// that wait themselves.
     pub(crate) fn wait(&mut self, waiter: RunId, target: Awaited) -> bool {
-        self.waits.insert(waiter, target.clone());
-        let ends = self.can_go_on(&target, &mut BTreeMap::new());
-        if !ends {
-            self.waits.remove(&waiter);
+        let ends = self.can_go_on(&target, &self.going_on(waiter));
+        if ends {
+            self.waits.entry(waiter).or_default().push(target);
         }
         ends
     }
 
-    /// The wait is over, one way or the other.
-    pub(crate) fn wait_over(&mut self, waiter: RunId) {
-        self.waits.remove(&waiter);
+    /// A wait is over, one way or the other.
+    pub(crate) fn wait_over(&mut self, waiter: RunId, run: RunId) {
+        if let Some(targets) = self.waits.get_mut(&waiter) {
+            if let Some(at) = targets.iter().position(|target| target.run == run) {
+                targets.swap_remove(at);
+            }
+            if targets.is_empty() {
+                self.waits.remove(&waiter);
+            }
+        }
     }
 
-    /// Whether a run can make progress: an executing one that does not wait can; a waiting one if what it waits for can; a
-    /// pending one if a slot, a place among its job's and its key are free or held by one that can.
-    fn can_go_on(&self, target: &Awaited, seen: &mut BTreeMap<RunId, bool>) -> bool {
+    /// The bodies that can make progress while `waiter` makes none: those that wait for nothing, then those that wait for
+    /// something which these can bring about, and so on. One that waits for several runs needs only one of them, as in
+    /// `select!`: no wait that could end is refused.
+    fn going_on(&self, waiter: RunId) -> BTreeSet<RunId> {
+        let waits = |run: &RunId| *run == waiter || self.waits.contains_key(run);
+        let mut going: BTreeSet<RunId> = self.executing.keys().filter(|run| !waits(run)).copied().collect();
+        let mut stuck: Vec<_> = self.waits.iter().filter(|(run, _)| **run != waiter).collect();
+        loop {
+            let before = stuck.len();
+            stuck.retain(|(run, targets)| {
+                let goes_on = targets.iter().any(|target| self.can_go_on(target, &going));
+                if goes_on {
+                    going.insert(**run);
+                }
+                !goes_on
+            });
+            if stuck.len() == before {
+                return going;
+            }
+        }
+    }
+
+    /// Whether a run can make progress: an executing one if it is among those that do; a pending one if a slot, a place
+    /// among its job's and its key are free or held by one that does.
+    fn can_go_on(&self, target: &Awaited, going: &BTreeSet<RunId>) -> bool {
         if self.executing.contains_key(&target.run) {
-            return self.body_can_go_on(target.run, seen);
+            return going.contains(&target.run);
         }
-        let slot = self.executing.len() < self.slots as usize
-            || self.executing.keys().any(|run| self.body_can_go_on(*run, seen));
+        let slot = self.executing.len() < self.slots as usize || !going.is_empty();
         let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
-            || self.executing.iter().any(|(run, other)| other.job == target.job && self.body_can_go_on(*run, seen));
-        let key = target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
-            key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| self.body_can_go_on(*run, seen))
-        });
+            || going.iter().any(|run| self.executing.get(run).is_some_and(|other| other.job == target.job));
+        let key =
+            target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
+                key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| going.contains(run))
+            });
         slot && place && key
-    }
-
-    fn body_can_go_on(&self, run: RunId, seen: &mut BTreeMap<RunId, bool>) -> bool {
-        if let Some(known) = seen.get(&run) {
-            return *known;
-        }
-        // A circle of waits makes no progress.
-        seen.insert(run, false);
-        let goes_on = match self.waits.get(&run) {
-            None => true,
-            Some(target) => self.can_go_on(target, seen),
-        };
-        seen.insert(run, goes_on);
-        goes_on
     }
 }
