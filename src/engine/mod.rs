@@ -140,7 +140,7 @@ pub(crate) struct Engine {
     pasts: BTreeMap<RunId, Past>,
     executing: BTreeMap<RunId, Executing>,
     probation: Probation,
-    waits: BTreeMap<RunId, Awaited>,
+    waits: BTreeMap<RunId, Vec<Awaited>>,
 }
 
 impl Engine {
@@ -184,7 +184,10 @@ impl Engine {
                     executing.ended = true;
                 }
                 // Neither those who wait for it nor, its body being stopped, itself.
-                self.waits.retain(|waiter, target| *waiter != run && target.run != run);
+                self.waits.retain(|waiter, targets| {
+                    targets.retain(|target| target.run != run);
+                    *waiter != run && !targets.is_empty()
+                });
             }
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,

@@ -689,7 +689,7 @@ fn waits_that_could_never_end_are_refused() {
     let mut engine = executing(9, 9, &[new(1), new(2).keyed("k", 1)]);
     assert!(engine.wait(id(1), on_keyed(5, "k")));
     assert!(!engine.wait(id(2), on(1)), "a circle through the key");
-    engine.wait_over(id(1));
+    engine.wait_over(id(1), id(5));
     assert!(engine.wait(id(2), on(1)));
     assert!(!engine.wait(id(1), on_keyed(5, "k")));
 

@@ -18,17 +18,23 @@ impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
     /// that wait themselves.
     pub(crate) fn wait(&mut self, waiter: RunId, target: Awaited) -> bool {
-        self.waits.insert(waiter, target);
-        let ends = !self.stuck().contains(&waiter);
-        if !ends {
-            self.waits.remove(&waiter);
+        let ends = self.can_go_on(&target, &self.going_on(waiter));
+        if ends {
+            self.waits.entry(waiter).or_default().push(target);
         }
         ends
     }
 
-    /// The wait is over, one way or the other.
-    pub(crate) fn wait_over(&mut self, waiter: RunId) {
-        self.waits.remove(&waiter);
+    /// A wait is over, one way or the other.
+    pub(crate) fn wait_over(&mut self, waiter: RunId, run: RunId) {
+        if let Some(targets) = self.waits.get_mut(&waiter) {
+            if let Some(at) = targets.iter().position(|target| target.run == run) {
+                targets.swap_remove(at);
+            }
+            if targets.is_empty() {
+                self.waits.remove(&waiter);
+            }
+        }
     }
 
     /// Takes over what bodies wait for from the engine before, for those that live on.
@@ -37,35 +43,41 @@ impl Engine {
         self.waits.retain(|waiter, _| self.executing.contains_key(waiter));
     }
 
-    /// Bodies whose waits can never end: all that wait, less those that can go on, less those that can go on then.
-    fn stuck(&self) -> BTreeSet<RunId> {
-        let mut stuck: BTreeSet<RunId> =
-            self.waits.keys().filter(|waiter| self.executing.contains_key(waiter)).copied().collect();
+    /// The bodies that can make progress while `waiter` makes none: those that wait for nothing, then those that wait for
+    /// something which these can bring about, and so on. One that waits for several runs needs only one of them, as in
+    /// `select!`: no wait that could end is refused.
+    fn going_on(&self, waiter: RunId) -> BTreeSet<RunId> {
+        let waits = |run: &RunId| *run == waiter || self.waits.contains_key(run);
+        let mut going: BTreeSet<RunId> = self.executing.keys().filter(|run| !waits(run)).copied().collect();
+        let mut stuck: Vec<_> = self.waits.iter().filter(|(run, _)| **run != waiter).collect();
         loop {
-            let freed = |waiter: &RunId| self.waits.get(waiter).is_none_or(|target| self.can_end(target, &stuck));
-            let still: BTreeSet<RunId> = stuck.iter().copied().filter(|waiter| !freed(waiter)).collect();
-            if still.len() == stuck.len() {
-                return stuck;
+            let before = stuck.len();
+            stuck.retain(|(run, targets)| {
+                let goes_on = targets.iter().any(|target| self.can_go_on(target, &going));
+                if goes_on {
+                    going.insert(**run);
+                }
+                !goes_on
+            });
+            if stuck.len() == before {
+                return going;
             }
-            stuck = still;
         }
     }
 
-    /// Whether a run can make progress: an executing one if it is not stuck; a pending one if a slot, a place among its
-    /// job's and its key are free or held by one that is not.
-    fn can_end(&self, target: &Awaited, stuck: &BTreeSet<RunId>) -> bool {
-        let goes_on = |run: &RunId| !stuck.contains(run);
+    /// Whether a run can make progress: an executing one if it is among those that do; a pending one if a slot, a place
+    /// among its job's and its key are free or held by one that does.
+    fn can_go_on(&self, target: &Awaited, going: &BTreeSet<RunId>) -> bool {
         if self.executing.contains_key(&target.run) {
-            return goes_on(&target.run);
+            return going.contains(&target.run);
         }
-        let slot = self.executing.len() < self.slots as usize || self.executing.len() > stuck.len();
+        let slot = self.executing.len() < self.slots as usize || !going.is_empty();
         let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
-            || self.executing.iter().any(|(run, other)| other.job == target.job && goes_on(run));
-        let key = target
-            .key
-            .as_deref()
-            .and_then(|name| self.keys.get(name))
-            .is_none_or(|key| key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| goes_on(run)));
+            || going.iter().any(|run| self.executing.get(run).is_some_and(|other| other.job == target.job));
+        let key =
+            target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
+                key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| going.contains(run))
+            });
         slot && place && key
     }
 }

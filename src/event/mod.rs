@@ -191,14 +191,49 @@ impl EventKind {
         )
     }
 
-    fn payload_bytes(&self) -> usize {
+    /// Heap memory it holds, about. What events of a run share, its labels and its steps' keys, is counted with each.
+    fn bytes(&self) -> usize {
         match self {
             EventKind::RunTriggered { input } | EventKind::RunLeased { input, .. } => input.len(),
-            EventKind::RunCoalesced { skipped_input, .. } => skipped_input.len(),
-            EventKind::RunCompleted { output, .. } | EventKind::StepCompleted { output, .. } => output.len(),
-            EventKind::LogWritten { message, .. } => message.len() * 2,
-            EventKind::RunFailed { error } | EventKind::StepFailed { error, .. } => error.message.len(),
-            _ => 0,
+            EventKind::RunCoalesced { skipped_input, skipped_labels } => {
+                skipped_input.len() + labels_bytes(skipped_labels)
+            }
+            EventKind::RunBlocked { reason: text } | EventKind::RuntimeError { message: text } => text.len(),
+            EventKind::RunProgress { progress } => progress.message.as_ref().map_or(0, String::len),
+            EventKind::RunCompleted { output, .. } => output.len(),
+            EventKind::RunFailed { error } => error_bytes(error),
+            EventKind::StepStarted { step, .. } | EventKind::StepCancelled { step, .. } => step.len(),
+            EventKind::StepCompleted { step, output, .. } => step.len() + output.len(),
+            EventKind::StepFailed { step, error, .. } => step.len() + error_bytes(error),
+            EventKind::LogWritten { step, message, data, .. } => {
+                step.as_ref().map_or(0, |step| step.len()) + message.len() + json_bytes(data)
+            }
+            EventKind::RunReleased { .. }
+            | EventKind::RunResumed
+            | EventKind::RunCancelled { .. }
+            | EventKind::RunDeleted => 0,
+        }
+    }
+}
+
+fn labels_bytes(labels: &BTreeMap<String, String>) -> usize {
+    let entry = 2 * size_of::<String>();
+    labels.iter().map(|(key, value)| entry + key.len() + value.len()).sum()
+}
+
+fn error_bytes(error: &RunError) -> usize {
+    let chain: usize = error.chain.iter().map(|link| size_of::<String>() + link.len()).sum();
+    error.message.len() + chain + error.step.as_ref().map_or(0, String::len)
+}
+
+fn json_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(|item| size_of::<Value>() + json_bytes(item)).sum(),
+        Value::Object(fields) => {
+            let entry = size_of::<String>() + size_of::<Value>();
+            fields.iter().map(|(key, value)| entry + key.len() + json_bytes(value)).sum()
         }
     }
 }
@@ -209,7 +244,7 @@ impl Buffered for Event {
     }
 
     fn bytes(&self) -> usize {
-        std::mem::size_of::<Event>() + self.kind.payload_bytes()
+        self.kind.bytes() + labels_bytes(&self.labels)
     }
 }
 

@@ -138,23 +138,17 @@ impl JobError {
         self.record.step.as_deref()
     }
 
-    /// A step's error that came through `into_boxed` and a helper's own error type is still that step's.
-    fn inherit(&mut self, cause: &(dyn StdError + 'static)) {
-        if let Some(origin) = cause.downcast_ref::<Boxed>().and_then(|boxed| boxed.origin.as_ref()) {
-            self.record.kind = origin.kind;
-            self.record.step.clone_from(&origin.step);
-            self.record.terminal = origin.terminal;
-        }
-    }
-
     /// As an error of the standard library's kind, for helpers that return `anyhow::Result` or `Box<dyn Error>`.
     pub fn into_boxed(self) -> Box<dyn StdError + Send + Sync> {
         let mut record = *self.record;
-        let mut source = None;
-        for message in std::mem::take(&mut record.chain).into_iter().rev() {
-            source = Some(Box::new(Boxed { message, origin: None, source }));
+        let message = std::mem::take(&mut record.message);
+        let chain = std::mem::take(&mut record.chain);
+        let says_more = record.step.is_some() || record.terminal || record.kind != ErrorKind::Error.to_byte();
+        let mut source: Source = says_more.then(|| Box::new(Origin(record)) as _);
+        for message in chain.into_iter().rev() {
+            source = Some(Box::new(Boxed { message, source }));
         }
-        Box::new(Boxed { message: record.message.clone(), origin: Some(record), source })
+        Box::new(Boxed { message, source })
     }
 }
 
@@ -163,11 +157,16 @@ impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for JobError {
         let error = error.into();
         let mut made = JobError::msg(&error);
         let mut source = error.source();
-        made.inherit(&*error);
         // A chain is a few links; a cyclic one must not fill the memory.
         while let Some(cause) = source.filter(|_| made.record.chain.len() < 64) {
-            made.record.chain.push(cut(cause.to_string()));
-            made.inherit(cause);
+            match cause.downcast_ref::<Origin>() {
+                Some(Origin(origin)) => {
+                    made.record.kind = origin.kind;
+                    made.record.step.clone_from(&origin.step);
+                    made.record.terminal = origin.terminal;
+                }
+                None => made.record.chain.push(cut(cause.to_string())),
+            }
             source = cause.source();
         }
         made
@@ -187,12 +186,12 @@ impl fmt::Debug for JobError {
     }
 }
 
+type Source = Option<Box<dyn StdError + Send + Sync>>;
+
 #[derive(Debug)]
 struct Boxed {
     message: String,
-    /// What the outermost link was made from.
-    origin: Option<ErrorRecord>,
-    source: Option<Box<Boxed>>,
+    source: Source,
 }
 
 impl fmt::Display for Boxed {
@@ -206,6 +205,23 @@ impl StdError for Boxed {
         self.source.as_deref().map(|source| source as _)
     }
 }
+
+/// The last link of a boxed error's chain: what a message can't say, so that a step's error that went through a helper is
+/// still that step's. At the end, since other error types hide the first link but never the rest.
+#[derive(Debug)]
+struct Origin(ErrorRecord);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.step {
+            Some(step) => write!(f, "in step {step:?}"),
+            None if self.0.terminal => f.write_str("not to be retried"),
+            None => write!(f, "{:?}", ErrorKind::from_byte(self.0.kind)),
+        }
+    }
+}
+
+impl StdError for Origin {}
 
 impl From<ErrorRecord> for RunError {
     fn from(record: ErrorRecord) -> Self {
@@ -242,6 +258,17 @@ mod tests {
         let boxed = error.into_boxed();
         let inner = boxed.source().and_then(StdError::source).map(ToString::to_string);
         assert_eq!(inner.as_deref(), Some("no such file"));
+    }
+
+    #[test]
+    fn what_a_message_cannot_say_survives_a_helpers_error_type() {
+        let mut error = JobError::msg("down").terminal();
+        error.record.step = Some("fetch".into());
+        let helped = anyhow::Error::from_boxed(error.into_boxed()).context("helping");
+        assert_eq!(format!("{helped:#}"), "helping: down: in step \"fetch\"");
+        let error = JobError::from(helped);
+        assert_eq!((error.step(), error.is_terminal()), (Some("fetch"), true));
+        assert_eq!(error.chain().collect::<Vec<_>>(), ["down"]);
     }
 
     #[test]

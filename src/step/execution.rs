@@ -223,9 +223,14 @@ impl Execution {
 
     /// A step can't go on, since its run is cancelled. Without anyone who watches for that, the body needs no grace.
     pub(super) fn stuck(&self) {
-        if self.cancelled.is_cancelled() && !self.watched.load(Ordering::Relaxed) {
+        if self.cancelled.is_cancelled() && !self.is_watched() {
             self.judge(Verdict::Over);
         }
+    }
+
+    /// Whether the body could do something about a cancel.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 
     pub(super) fn watch(&self) -> CancellationToken {
@@ -279,14 +284,7 @@ impl Execution {
     }
 
     pub(super) fn note_line(&self, line: Line) {
-        let mut notes = self.notes();
-        notes.lines.push(line);
-        // A body that writes lines faster than they can be kept loses the oldest, as it would on disk.
-        if notes.lines.len() > crate::limits::LOG_LINES_MAX as usize {
-            let extra = notes.lines.len() / 2;
-            notes.lines.drain(..extra);
-        }
-        drop(notes);
+        self.notes().push(line);
         self.noted.notify_one();
     }
 

@@ -1,5 +1,6 @@
 //! What the writer is asked to do.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::codec::records::{ErrorRecord, ProgressRecord};
 use crate::engine::Generation;
 use crate::error::Error;
 use crate::id::RunId;
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::{LogLevel, RunStatus};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -56,7 +58,7 @@ pub(crate) enum Op {
     Purge(Call<Purge, Purged>),
     /// A body is about to wait for a run, or has stopped waiting.
     Wait(Call<(RunId, RunId), ()>),
-    WaitOver(RunId),
+    WaitOver(RunId, RunId),
     Checkpoint(Call<Checkpoint, Accepted>),
     End(Call<End, Accepted>),
     Notes(Call<NotesOf, Accepted>),
@@ -98,7 +100,7 @@ impl Op {
                 | Op::End(_)
                 | Op::Notes(_)
                 | Op::Stopped(..)
-                | Op::WaitOver(_)
+                | Op::WaitOver(..)
                 | Op::Quiet(_)
                 | Op::Idle(_)
                 | Op::Close(_)
@@ -123,7 +125,7 @@ impl Op {
             Op::Idle(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
-            Op::WaitOver(_) | Op::Stopped(..) => {}
+            Op::WaitOver(..) | Op::Stopped(..) => {}
         }
     }
 }
@@ -257,10 +259,24 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes {
     pub(crate) progress: Option<ProgressRecord>,
-    pub(crate) lines: Vec<Line>,
+    pub(crate) lines: VecDeque<Line>,
+    /// Lines before these that are gone already.
+    pub(crate) dropped: u32,
+    bytes: usize,
 }
 
 impl Notes {
+    /// Adds a line. A body that writes more than a run keeps before it gives way loses the oldest, as it would on disk.
+    pub(crate) fn push(&mut self, line: Line) {
+        self.bytes += line.bytes();
+        self.lines.push_back(line);
+        while self.lines.len() > LOG_LINES_MAX as usize || self.bytes > LOG_BYTES_MAX {
+            let Some(oldest) = self.lines.pop_front() else { return };
+            self.bytes -= oldest.bytes();
+            self.dropped = self.dropped.saturating_add(1);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.progress.is_none() && self.lines.is_empty()
     }
@@ -280,6 +296,12 @@ pub(crate) struct Line {
     pub(crate) step: Option<Arc<str>>,
     pub(crate) message: String,
     pub(crate) fields: Bytes,
+}
+
+impl Line {
+    fn bytes(&self) -> usize {
+        self.message.len() + self.fields.len()
+    }
 }
 
 /// Runs by job and status.

@@ -203,18 +203,19 @@ async fn next(events: &mut Option<Reader<Event>>) -> Option<Received<Event>> {
 struct BodyWait {
     core: Arc<Core>,
     waiter: RunId,
+    run: RunId,
 }
 
 impl BodyWait {
     async fn begin(core: &Arc<Core>, run: RunId) -> Result<Option<BodyWait>, Error> {
         let Some(waiter) = current::run() else { return Ok(None) };
         core.store.submit(Op::Wait, (waiter, run), Admitted::default()).answer().await?;
-        Ok(Some(BodyWait { core: core.clone(), waiter }))
+        Ok(Some(BodyWait { core: core.clone(), waiter, run }))
     }
 }
 
 impl Drop for BodyWait {
     fn drop(&mut self) {
-        self.core.store.send(Op::WaitOver(self.waiter));
+        self.core.store.send(Op::WaitOver(self.waiter, self.run));
     }
 }

@@ -1,15 +1,33 @@
 //! The public API as a program uses it, rule by rule: what a test holds is in its name, and the id of the rule beside it.
 
+mod actors;
 mod batch;
+mod cancel;
 mod coalesce;
 mod concurrency;
 mod definition;
+mod delete;
 mod errors;
+mod events;
 mod idempotency;
 mod labels;
 mod limits;
+mod logs;
 mod opening;
+mod overload;
+mod progress;
+mod purge;
 mod query;
+mod recovery;
+mod replay;
+mod resume;
+mod retrigger;
+mod shutdown;
+mod steps;
+mod subscribe;
 mod support;
+mod tracing;
 mod trigger;
 mod validation;
+mod wait;
+mod worker;

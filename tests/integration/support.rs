@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use durably::{Builder, Clock, Durably, Event, Events, Job, Received, Run, RunId, Step, Timestamp};
+use durably::{Builder, Clock, Durably, Event, Events, Job, JobResult, Received, Run, RunId, Step, Timestamp};
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -242,5 +243,40 @@ pub async fn told_so_far(durably: &Durably, events: &mut Events) -> Vec<(RunId, 
             Received::Event(_) => {}
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// A job whose body gets its own clone of what it shares with the test.
+pub fn job_with<S, O, F, Fut>(name: &str, shared: S, body: F) -> Job<u32, O>
+where
+    S: Clone + Send + Sync + 'static,
+    O: Serialize + DeserializeOwned + JsonSchema + Send + 'static,
+    F: Fn(Step, u32, S) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = JobResult<O>> + Send + 'static,
+{
+    Job::new(name, move |step: Step, input: u32| body(step, input, shared.clone()))
+}
+
+/// Counts calls. Clones are the same count.
+#[derive(Clone, Default)]
+pub struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    /// One more; gives how many there are with it.
+    pub fn up(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Notes that it was dropped.
+pub struct OnDrop(pub Count);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.up();
     }
 }

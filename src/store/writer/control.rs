@@ -105,6 +105,10 @@ impl Writer {
         state.status = RunStatus::Pending.to_byte();
         state.updated_at = Some(turn.now);
         state.replaced_by = None;
+        if state.steps_bytes == 0 {
+            // Its checkpoints went with its end, so it starts from its first step and counts anew.
+            (state.steps_completed, state.step_index) = (0, 0);
+        }
         // To the back of the line: a ticket of now, from the same source as ids.
         let ticket = self.ids.next(turn.now);
         state.ticket = Some(ticket);

@@ -321,6 +321,14 @@ fn write_notes(turn: &mut Turn<'_>, run: RunId, state: &mut StateRecord, notes: 
     if keep == LogRetention::Off {
         return changed;
     }
+    if notes.dropped > 0 {
+        // So many came at once that they leave no room for any older one.
+        let tally = &mut state.logs;
+        (tally.first..tally.next).for_each(|number| turn.stage.delete(Table::Logs, keys::of_run(run, number)));
+        tally.dropped += u64::from(tally.next - tally.first) + u64::from(notes.dropped);
+        tally.next = tally.next.saturating_add(notes.dropped);
+        (tally.first, tally.bytes) = (tally.next, 0);
+    }
     for line in &notes.lines {
         let record = LogRecord {
             level: line.level.to_byte(),

@@ -336,7 +336,7 @@ impl Writer {
             Op::Delete(call) => call.answer = Some(self.delete(turn, call.request)?),
             Op::Purge(call) => call.answer = Some(self.purge(turn, &call.request)?),
             Op::Wait(call) => call.answer = Some(self.wait(turn, call.request.0, call.request.1)?),
-            Op::WaitOver(run) => self.engine.wait_over(*run),
+            Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
             Op::Checkpoint(call) => call.answer = Some(Ok(self.checkpoint(turn, &call.request))),
             Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
             Op::Notes(call) => {
