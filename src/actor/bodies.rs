@@ -31,7 +31,22 @@ struct Entry {
 
 #[derive(Default)]
 pub(crate) struct Bodies {
-    entries: Mutex<BTreeMap<RunId, Entry>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<RunId, Entry>,
+    keys: BTreeMap<KeyName, Users>,
+}
+
+/// The bodies of one key.
+#[derive(Default)]
+struct Users {
+    /// All of them, in whatever phase.
+    bodies: usize,
+    /// Those that are running, with the limit each asked for.
+    running: Vec<(RunId, u32)>,
 }
 
 /// Who is to hear that a body is gone.
@@ -44,41 +59,44 @@ impl Bodies {
         let start = Arc::new(start);
         let entry =
             Entry { start: start.clone(), phase: Phase::Assigned, cancelled: false, execution: None, gate: None };
-        self.entries().insert(start.run, entry);
+        self.table().insert(entry);
     }
 
     /// A body that has been assigned and not begun.
     pub(super) fn assigned(&self, run: RunId) -> Option<Arc<Start>> {
-        self.entries().get(&run).filter(|entry| entry.phase == Phase::Assigned).map(|entry| entry.start.clone())
+        let table = self.table();
+        table.entries.get(&run).filter(|entry| entry.phase == Phase::Assigned).map(|entry| entry.start.clone())
     }
 
     /// Every body that has been assigned and not begun.
     pub(super) fn all_assigned(&self) -> Vec<RunId> {
-        let entries = self.entries();
-        entries.iter().filter(|(_, entry)| entry.phase == Phase::Assigned).map(|(run, _)| *run).collect()
+        let table = self.table();
+        table.entries.iter().filter(|(_, entry)| entry.phase == Phase::Assigned).map(|(run, _)| *run).collect()
     }
 
     /// Stopped bodies that the writer has not heard of, since their gate has gone.
     pub(super) fn all_stopped(&self) -> Vec<(RunId, Generation)> {
-        let entries = self.entries();
-        let stopped = entries.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Stopped { .. }));
+        let table = self.table();
+        let stopped = table.entries.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Stopped { .. }));
         stopped.map(|(run, entry)| (*run, entry.start.generation)).collect()
     }
 
     /// Takes an assigned body to begin it, if its key has room among the bodies that are running. The caller makes its actor.
     pub(super) fn begin(&self, run: RunId, gate: Option<&ActorRef<KeyMsg>>) -> Begun {
-        let mut entries = self.entries();
-        let Some(start) = entries.get(&run).filter(|entry| entry.phase == Phase::Assigned).map(|e| e.start.clone())
-        else {
+        let mut table = self.table();
+        let Some(entry) = table.entries.get(&run).filter(|entry| entry.phase == Phase::Assigned) else {
             return Begun::Gone;
         };
+        let start = entry.start.clone();
         if let Some((key, limit)) = &start.key {
-            let (holders, limit) = holding(&entries, key, *limit);
-            if holders >= limit {
+            let users = table.keys.entry(key.clone()).or_default();
+            let most = users.running.iter().map(|(_, limit)| *limit).fold(*limit, u32::min);
+            if users.running.len() >= most as usize {
                 return Begun::NoRoom;
             }
+            users.running.push((run, *limit));
         }
-        if let Some(entry) = entries.get_mut(&run) {
+        if let Some(entry) = table.entries.get_mut(&run) {
             entry.phase = Phase::Running;
             entry.gate = gate.cloned();
         }
@@ -87,7 +105,7 @@ impl Bodies {
 
     /// Connects a running body with what can stop it. `false`: it was cancelled before.
     pub(super) fn attach(&self, run: RunId, execution: &Arc<Execution>) -> bool {
-        match self.entries().get_mut(&run) {
+        match self.table().entries.get_mut(&run) {
             Some(entry) => {
                 entry.execution = Some(execution.clone());
                 !entry.cancelled
@@ -99,8 +117,8 @@ impl Bodies {
     /// Tells a body that its run is cancelled.
     pub(super) fn cancel(&self, run: RunId, generation: Generation) {
         let execution = {
-            let mut entries = self.entries();
-            let Some(entry) = entries.get_mut(&run).filter(|entry| entry.start.generation == generation) else {
+            let mut table = self.table();
+            let Some(entry) = table.entries.get_mut(&run).filter(|entry| entry.start.generation == generation) else {
                 return;
             };
             entry.cancelled = true;
@@ -113,29 +131,36 @@ impl Bodies {
 
     /// Ends every body that has not ended, as a shutdown does after its grace. Gives the runs that are left.
     pub(crate) fn hand_back_all(&self) -> Vec<RunId> {
-        let entries = self.entries();
-        for execution in entries.values().filter_map(|entry| entry.execution.as_ref()) {
+        let table = self.table();
+        for execution in table.entries.values().filter_map(|entry| entry.execution.as_ref()) {
             execution.judge(Verdict::HandedBack);
         }
-        entries.keys().copied().collect()
+        table.entries.keys().copied().collect()
     }
 
     /// The last code of a body is gone.
     pub(super) fn gone(&self, run: RunId, generation: Generation, reported: bool) -> Option<Gone> {
-        let mut entries = self.entries();
-        let entry = entries.get_mut(&run).filter(|entry| entry.start.generation == generation)?;
+        let mut table = self.table();
+        let entry = table.entries.get_mut(&run).filter(|entry| entry.start.generation == generation)?;
         entry.phase = Phase::Stopped { reported };
         entry.execution = None;
-        Some(Gone { gate: entry.gate.take() })
+        let gate = entry.gate.take();
+        let key = entry.start.key.clone();
+        if let Some((key, _)) = key
+            && let Some(users) = table.keys.get_mut(&key)
+        {
+            users.running.retain(|(other, _)| *other != run);
+        }
+        Some(Gone { gate })
     }
 
     /// Forgets a stopped body; says whether its end was reported with its outcome.
     pub(super) fn forget(&self, run: RunId, generation: Generation) -> Option<bool> {
-        let mut entries = self.entries();
-        match entries.get(&run)? {
+        let mut table = self.table();
+        match table.entries.get(&run)? {
             Entry { start, phase: Phase::Stopped { reported }, .. } if start.generation == generation => {
                 let reported = *reported;
-                entries.remove(&run);
+                table.remove(run);
                 Some(reported)
             }
             _ => None,
@@ -144,11 +169,36 @@ impl Bodies {
 
     /// Whether a key has bodies, begun or not.
     pub(super) fn uses(&self, key: &KeyName) -> bool {
-        self.entries().values().any(|entry| entry.start.key.as_ref().is_some_and(|(name, _)| name == key))
+        self.table().keys.contains_key(key)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<RunId, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// A body of a new lease takes the place of an older one of its run, whose end the writer knows.
+    fn insert(&mut self, entry: Entry) {
+        let run = entry.start.run;
+        self.remove(run);
+        if let Some((key, _)) = &entry.start.key {
+            self.keys.entry(key.clone()).or_default().bodies += 1;
+        }
+        self.entries.insert(run, entry);
+    }
+
+    fn remove(&mut self, run: RunId) {
+        let key = self.entries.remove(&run).and_then(|entry| entry.start.key.clone());
+        if let Some((key, _)) = key
+            && let Some(users) = self.keys.get_mut(&key)
+        {
+            users.bodies -= 1;
+            users.running.retain(|(other, _)| *other != run);
+            if users.bodies == 0 {
+                self.keys.remove(&key);
+            }
+        }
     }
 }
 
@@ -159,11 +209,4 @@ pub(super) enum Begun {
     NoRoom,
     /// It has begun already, or is no more.
     Gone,
-}
-
-/// Running bodies of a key, and the smallest limit among them and the candidate's.
-fn holding(entries: &BTreeMap<RunId, Entry>, key: &KeyName, limit: u32) -> (usize, usize) {
-    let running = entries.values().filter(|entry| entry.phase == Phase::Running);
-    let held = running.filter_map(|entry| entry.start.key.as_ref()).filter(|(name, _)| name == key);
-    held.fold((0, limit as usize), |(count, limit), (_, other)| (count + 1, limit.min(*other as usize)))
 }
