@@ -17,6 +17,11 @@ pub async fn within<F: IntoFuture>(test: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test hangs")
 }
 
+/// The same for tests that move so much that a slow machine takes its time.
+pub async fn within_a_minute<F: IntoFuture>(test: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
+}
+
 /// Where bodies wait to be let on. Clones are the same gate.
 #[derive(Clone)]
 pub struct Gate(Arc<Waiting>);
