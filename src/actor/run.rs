@@ -207,6 +207,8 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
     execution.set_over();
     let start = &execution.start;
     let Some(outcome) = outcome else {
+        // What it said before its cancel is still to be kept; once it is released, its lease is gone.
+        flush_notes(execution);
         drop(execution.release());
         return;
     };

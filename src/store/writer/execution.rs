@@ -14,7 +14,7 @@ use crate::event::{Ended, EventKind, Payload};
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, Checkpoint, End, Notes, Outcome};
+use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::tables::Table;
 
 impl Writer {
@@ -148,14 +148,32 @@ impl Writer {
         Accepted::Recorded
     }
 
-    pub(super) fn notes(&mut self, turn: &mut Turn<'_>, run: RunId, generation: Generation, notes: &Notes) -> Accepted {
+    pub(super) fn notes(&mut self, turn: &mut Turn<'_>, noted: &NotesOf) -> Result<Accepted, Fault> {
+        let NotesOf { run, generation, ref notes } = *noted;
         let keep_logs = self.config.keep_logs;
-        let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
+        let Some(body) = self.fenced(run, generation) else { return self.last_words(turn, noted) };
         if write_notes(turn, run, &mut body.state, notes, keep_logs) {
             turn.put_state(run, &body.state, false);
         }
         turn.live.push((run, Some(body.live())));
-        Accepted::Recorded
+        Ok(Accepted::Recorded)
+    }
+
+    /// What a cancelled run noted before its cancel, from a body that has only now stopped.
+    fn last_words(&mut self, turn: &mut Turn<'_>, noted: &NotesOf) -> Result<Accepted, Fault> {
+        let NotesOf { run, generation, ref notes } = *noted;
+        let keep = match self.config.keep_logs {
+            LogRetention::UntilTerminal => LogRetention::Off,
+            keep => keep,
+        };
+        if self.engine.fence(run, generation) != Fence::Ended {
+            return Ok(Accepted::Refused);
+        }
+        let Some(Loaded { mut state, .. }) = turn.load(run)? else { return Ok(Accepted::Refused) };
+        if write_notes(turn, run, &mut state, notes, keep) {
+            turn.put_state(run, &state, false);
+        }
+        Ok(Accepted::Recorded)
     }
 
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, end: &End) -> Result<Accepted, Fault> {

@@ -339,10 +339,7 @@ impl Writer {
             Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
             Op::Checkpoint(call) => call.answer = Some(Ok(self.checkpoint(turn, &call.request))),
             Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
-            Op::Notes(call) => {
-                let request = &call.request;
-                call.answer = Some(Ok(self.notes(turn, request.run, request.generation, &request.notes)));
-            }
+            Op::Notes(call) => call.answer = Some(Ok(self.notes(turn, &call.request)?)),
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
             Op::Pause(call) => {
                 // Also ends the working off of a queue: a stop, or a shutdown, starts nothing more.
