@@ -108,12 +108,12 @@ pub enum Error {
         key: String,
     },
     /// `reject_changed_input`: the key's run was triggered with another input.
-    #[error("idempotency key {key:?} belongs to run {run}, which has another input")]
+    #[error("idempotency key {key:?} belongs to {}, which has another input", holder(.run))]
     IdempotencyMismatch {
         /// The key.
         key: String,
-        /// The run that holds it.
-        run: RunId,
+        /// The run that holds it; `None` if it is an earlier item of the same batch, which is not created either.
+        run: Option<RunId>,
     },
     /// More waits for the disk than may wait. Nothing was written.
     #[error("overloaded: no room among the writes that wait for the disk within {waited:?}")]
@@ -254,7 +254,6 @@ impl Error {
     }
 
     /// The same refusal, naming the item of a batch.
-    /// The same refusal, naming the item of a batch.
     pub(crate) fn at_index(self, index: usize) -> Self {
         Error::Item { index, error: Box::new(self) }
     }
@@ -279,6 +278,10 @@ impl From<Fault> for Error {
             Fault::Redb(error) => Error::Storage(error.into()),
         }
     }
+}
+
+fn holder(run: &Option<RunId>) -> String {
+    run.map_or_else(|| "an earlier item".to_owned(), |run| format!("run {run}"))
 }
 
 fn place(path: &str) -> String {

@@ -2,7 +2,7 @@
 //!
 //! Every item of a trigger is decided before any of them is written, so that a batch is created whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::turn::{Loaded, Turn, label_map};
@@ -83,15 +83,24 @@ impl Writer {
             Err(error) => return Ok(Err(error)),
         };
         let mut answers: Vec<Triggered> = Vec::with_capacity(items.len());
+        let mut replaced = BTreeSet::new();
         for ((item, job), decision) in items.iter().zip(jobs).zip(decisions) {
+            if let Decision::Create { replaces: Some(other) } = &decision {
+                replaced.insert(match other {
+                    Replaced::Run(run) => run.0,
+                    Replaced::Item(at) => answers[*at].run,
+                });
+            }
             let answer = self.carry_out(turn, item, job, decision, &answers)?;
             answers.push(answer);
         }
         // The claims of this transaction come after all its items were decided, and count for their answers.
         self.claim(turn)?;
         for answer in &mut answers {
-            if answer.disposition == Disposition::Created && self.bodies.contains_key(&answer.run) {
+            if self.bodies.contains_key(&answer.run) {
                 answer.status = RunStatus::Leased;
+            } else if replaced.contains(&answer.run) {
+                answer.status = RunStatus::Cancelled;
             }
         }
         Ok(Ok(answers))
@@ -137,6 +146,9 @@ impl Writer {
         if let Some(idempotency) = &item.idempotency {
             if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
                 let input_differs = items[*earlier].fingerprint != item.fingerprint;
+                if input_differs && idempotency.reject_changed_input {
+                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: None }));
+                }
                 return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
             }
             if let Some(run) = turn.holder(job, &idempotency.key)?
@@ -145,7 +157,7 @@ impl Writer {
             {
                 let input_differs = held.record.fingerprint != item.fingerprint;
                 if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: Some(run) }));
                 }
                 return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
             }
@@ -212,14 +224,14 @@ impl Writer {
                     None => None,
                     Some(Replaced::Run(replaced)) => {
                         let (old, place, loaded) = *replaced;
-                        self.replaced(turn, old, &loaded, run);
+                        self.replaced(turn, old, &loaded, run)?;
                         Some(place.ticket())
                     }
                     Some(Replaced::Item(at)) => {
                         let old = earlier[at].run;
                         let loaded = self.loaded(turn, old)?;
                         let ticket = loaded.record.ticket.unwrap_or(old);
-                        self.replaced(turn, old, &loaded, run);
+                        self.replaced(turn, old, &loaded, run)?;
                         Some(ticket)
                     }
                 };
@@ -275,9 +287,9 @@ impl Writer {
     }
 
     /// Ends a waiting run whose place a newer one takes.
-    fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) {
+    fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) -> Result<(), Fault> {
         let mut state = StateRecord { replaced_by: Some(by), ..loaded.state.clone() };
-        self.end_pending(turn, old, loaded, &mut state);
+        self.end_pending(turn, old, loaded, &mut state)
     }
 }
 
