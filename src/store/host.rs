@@ -73,7 +73,7 @@ impl Inline {
             Err(TryLockError::WouldBlock) => return,
         };
         if let Some(writer) = held.as_mut() {
-            while !self.inbox.is_empty() {
+            while writer.has_pending() || !self.inbox.is_empty() {
                 if writer.step(Some(std::time::Duration::ZERO)) {
                     held.take().into_iter().for_each(Writer::close);
                     break;

@@ -301,3 +301,6 @@ impl<A> Pending<A> {
         (&mut self.answer).await.unwrap_or(Err(Error::ShutDown))
     }
 }
+
+#[cfg(test)]
+mod tests;

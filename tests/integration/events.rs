@@ -7,7 +7,9 @@ use durably::{Durably, EventKind, Received, RunId, Step};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::support::{Count, Gate, TempFile, echo, ended, failing, gated, job_with, memory, next_event, paused, within};
+use crate::support::{
+    Count, Gate, TempFile, echo, ended, failing, gated, job_with, memory, next_event, paused, within,
+};
 
 /// Names of the events of a stream up to and with one.
 async fn names_to(events: &mut durably::Events, last: &str) -> Vec<&'static str> {
@@ -101,8 +103,7 @@ async fn p_evt_07_to_22_one_execution_is_told_in_order() {
                 "run:complete"
             ]
         );
-        let uncommitted: Vec<_> =
-            told.iter().filter(|event| !event.committed).map(|event| event.kind.name()).collect();
+        let uncommitted: Vec<_> = told.iter().filter(|event| !event.committed).map(|event| event.kind.name()).collect();
         assert_eq!(uncommitted, ["log:write", "step:start", "run:progress", "step:start"]);
         let EventKind::RunTriggered { input } = &told[0].kind else { panic!() };
         assert_eq!(input.decode::<u32>().unwrap(), 7);

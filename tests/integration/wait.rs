@@ -78,7 +78,9 @@ async fn p_wait_06_a_timeout_ends_the_wait_and_not_the_run() {
         let run = jobs.trigger(3).await.unwrap();
         for timeout in [Duration::ZERO, Duration::from_millis(3)] {
             let error = run.wait().timeout(timeout).await.unwrap_err();
-            assert!(matches!(error, Error::WaitTimeout { run: id, timeout: told } if id == run.id() && told == timeout));
+            assert!(
+                matches!(error, Error::WaitTimeout { run: id, timeout: told } if id == run.id() && told == timeout)
+            );
             assert_eq!(error.advice(), durably::Advice::Retry);
         }
         let error = jobs.trigger_and_wait(4).timeout(Duration::ZERO).await.unwrap_err();
@@ -248,7 +250,8 @@ async fn waiting_in_a_circle_is_a_typed_error_for_the_one_that_closes_it() {
         let job = job_with("job", (weak, ids_of, gate_of), |_: Step, input, (durably, ids, gate)| async move {
             gate.pass().await;
             // Each waits for the next, the last for the first; the input 3 is one that waits for itself.
-            let awaited = if input == 3 { ids.lock().unwrap()[3] } else { ids.lock().unwrap()[(input as usize + 1) % 3] };
+            let awaited =
+                if input == 3 { ids.lock().unwrap()[3] } else { ids.lock().unwrap()[(input as usize + 1) % 3] };
             Ok(match durably.wait_for_run(awaited).await {
                 Ok(_) => 0,
                 Err(Error::WouldDeadlock { run }) if run == awaited => 1,
@@ -298,17 +301,19 @@ async fn a_wait_that_another_body_can_bring_to_its_end_is_not_refused() {
         let durably = Durably::builder().max_concurrent_runs(4).in_memory().await.unwrap();
         let (free, ready) = (Gate::new(), Gate::new());
         let (children, frees) = durably.register((echo("child"), gated("free", &free))).unwrap();
-        let first = job_with("first", (children.clone(), ready.clone()), |_: Step, input, (children, ready)| async move {
-            ready.pass().await;
-            Ok(children.trigger(input).await?.output().await?)
-        });
+        let first =
+            job_with("first", (children.clone(), ready.clone()), |_: Step, input, (children, ready)| async move {
+                ready.pass().await;
+                Ok(children.trigger(input).await?.output().await?)
+            });
         let firsts = durably.register(first).unwrap();
         let ids: Arc<Mutex<Option<RunId>>> = Arc::default();
-        let second = job_with("second", (durably.clone(), ids.clone()), |step: Step, input, (durably, ids)| async move {
-            let first = ids.lock().unwrap().unwrap_or(step.run_id());
-            durably.wait_for_run(first).await?;
-            Ok(input)
-        });
+        let second =
+            job_with("second", (durably.clone(), ids.clone()), |step: Step, input, (durably, ids)| async move {
+                let first = ids.lock().unwrap().unwrap_or(step.run_id());
+                durably.wait_for_run(first).await?;
+                Ok(input)
+            });
         let seconds = durably.register(second).unwrap();
         let thirds = durably.register(parent("third", children, Some("k"))).unwrap();
         let run = firsts.trigger(1).await.unwrap();
@@ -320,8 +325,10 @@ async fn a_wait_that_another_body_can_bring_to_its_end_is_not_refused() {
         let mut events = durably.events();
         let third = thirds.trigger(4).await.unwrap();
         // The child of `third` is there, so it is about to wait, or waits.
-        crate::support::next_event(&mut events, |event| event.kind.name() == "run:trigger" && event.run_id > third.id())
-            .await;
+        crate::support::next_event(&mut events, |event| {
+            event.kind.name() == "run:trigger" && event.run_id > third.id()
+        })
+        .await;
         ready.open();
         free.open();
         assert_eq!(third.output().await.unwrap(), "4");

@@ -234,7 +234,14 @@ fn play(rows: usize, acts: &[Act]) {
     pair.check_folded();
 }
 
+/// Each case opens several files, so there are fewer than usual.
+fn cases() -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { cases: usual.cases / 4, ..usual }
+}
+
 proptest! {
+    #![proptest_config(cases())]
     #[test]
     fn reads_are_those_of_a_map_whatever_is_folded_and_whenever_it_stops(rows in 1..4usize, acts in acts()) {
         play(rows, &acts);

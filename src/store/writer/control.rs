@@ -25,7 +25,14 @@ impl Writer {
         action: Action,
         strict: bool,
     ) -> Result<Result<Option<Loaded>, Error>, Fault> {
-        let Some(loaded) = turn.load(run)? else {
+        let loaded = match turn.load(run) {
+            Err(Fault::Corrupted(row)) if !strict => {
+                tracing::error!(%run, error = %row, "a run is passed over");
+                None
+            }
+            loaded => loaded?,
+        };
+        let Some(loaded) = loaded else {
             return Ok(if strict { Err(Error::RunNotFound { run }) } else { Ok(None) });
         };
         let status = loaded.status();
@@ -57,28 +64,29 @@ impl Writer {
                 turn.effects.push(Effect::Cancel(*run, body.generation));
             } else {
                 let mut state = loaded.state.clone();
-                self.end_pending(turn, *run, &loaded, &mut state);
+                self.end_pending(turn, *run, &loaded, &mut state)?;
             }
         }
         Ok(Ok(count))
     }
 
     /// Ends a run that has no lease as cancelled.
-    pub(super) fn end_pending(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, state: &mut StateRecord) {
+    pub(super) fn end_pending(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        loaded: &Loaded,
+        state: &mut StateRecord,
+    ) -> Result<(), Fault> {
         let record = &loaded.record;
         let kind = EventKind::RunCancelled { replaced_by: state.replaced_by };
-        let blocked = state.blocked.is_some();
-        if let Err(fault) = self.end_rows(turn, run, record.job, state, loaded.status(), RunStatus::Cancelled) {
-            // Only rows that are to be deleted were looked for; they go with the run.
-            tracing::warn!(%run, error = %fault, "rows of a cancelled run stay until it is deleted");
-        }
+        self.end_rows(turn, run, record.job, state, loaded.status(), RunStatus::Cancelled)?;
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
             turn.event(run, &name, &label_map(record), kind);
         }
-        if !blocked {
-            let key = record.concurrency_key.as_deref().map(Into::into);
-            self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
-        }
+        let key = record.concurrency_key.as_deref().map(Into::into);
+        self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
+        Ok(())
     }
 
     pub(super) fn resume(&mut self, turn: &mut Turn<'_>, resume: &Resume) -> Result<Result<usize, Error>, Fault> {
@@ -189,12 +197,7 @@ impl Writer {
     }
 
     pub(super) fn delete_rows_of(&mut self, turn: &mut Turn<'_>, table: Table, run: RunId) -> Result<(), Fault> {
-        let mut rows = Vec::new();
-        turn.rows().scan_prefix(table, run.as_bytes(), &mut |key, _| {
-            rows.push(key.to_vec());
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for key in rows {
+        for key in turn.rows().keys(table, run.as_bytes())? {
             turn.stage.delete(table, key);
         }
         Ok(())
@@ -214,9 +217,9 @@ impl Writer {
         let mut deleted = 0;
         let looked_at_all = due.len() < purge.limit;
         for run in due {
-            if let Some(loaded) = turn.load(run)?
+            // One that can't be read must not keep the others from going.
+            if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
                 && (loaded.record.idempotency_ttl_ms.is_none() || expired(&loaded.record, turn.now))
-                && loaded.status().is_terminal()
             {
                 self.delete_run(turn, run, &loaded)?;
                 deleted += 1;

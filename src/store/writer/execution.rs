@@ -48,6 +48,8 @@ impl Writer {
         let Loaded { record, input, mut state } = loaded;
         let run = claim.run;
         let fresh = claim.generation == 1;
+        // A run that was cancelled before its first start and then resumed has a state already.
+        let stateless = fresh && state.updated_at.is_none();
         state.status = RunStatus::Leased.to_byte();
         state.generation = claim.generation;
         state.started_at = state.started_at.or(Some(turn.now));
@@ -57,7 +59,7 @@ impl Writer {
         state.front = false;
         state.ticket = None;
         state.blocked = None;
-        turn.put_state(run, &state, fresh);
+        turn.put_state(run, &state, stateless);
         self.move_status(turn, run, RunStatus::Pending, RunStatus::Leased, fresh);
         let job_name = self.jobs.names.get(&record.job).cloned().unwrap_or_else(|| "".into());
         let labels = label_map(&record);

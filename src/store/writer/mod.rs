@@ -15,6 +15,7 @@ mod triggers;
 mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use super::disk::Disk;
 use super::inbox::Inbox;
 use super::op::{Admitted, Call, Counts, End, Notes, Op, Outcome};
 use super::reserve::Reserve;
+use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
@@ -121,6 +123,28 @@ impl Body {
     }
 }
 
+/// What of a body outlives the engine that started it.
+#[derive(Debug, Clone)]
+struct Alive {
+    generation: Generation,
+    job: JobNumber,
+    key: Option<(KeyName, u32)>,
+}
+
+/// Why a group is not on disk, or not known to be.
+enum Failed {
+    /// This operation met a row that can't be read. Nothing was committed.
+    Refused(usize, Corrupted),
+    /// The file failed. What was built comes back if the commit had begun.
+    File(Option<turn::Done>, Fault),
+}
+
+impl Failed {
+    fn file(fault: Fault) -> Box<Self> {
+        Box::new(Failed::File(None, fault))
+    }
+}
+
 /// Someone who waits until bodies are gone.
 struct Watcher {
     op: Op,
@@ -146,7 +170,7 @@ pub(crate) struct Writer {
     tallies: BTreeMap<JobNumber, TallyRecord>,
     bodies: BTreeMap<RunId, Body>,
     /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
-    alive: BTreeMap<RunId, Generation>,
+    alive: BTreeMap<RunId, Alive>,
     /// Runs that ended since the start.
     ended: u64,
     /// Start no new run.
@@ -205,7 +229,7 @@ impl Writer {
             reserve,
             config,
         };
-        writer.rebuild(true)?;
+        writer.rebuild()?;
         writer.disk.fold_all()?;
         writer.condition.set_sequence(writer.disk.next_sequence() - 1);
         Ok(writer)
@@ -232,7 +256,9 @@ impl Writer {
         let timeout = if self.pending.is_empty() { timeout } else { Some(Duration::ZERO) };
         self.inbox.clone().take(&mut self.pending, timeout);
         while self.disk.must_fold() {
-            self.turn(Vec::new());
+            if self.turn(Vec::new()).is_break() {
+                return true;
+            }
         }
         let (mut ops, mut bytes) = (Vec::new(), 0);
         while let Some(op) = self.pending.front() {
@@ -247,9 +273,16 @@ impl Writer {
                 return true;
             }
         }
-        self.turn(ops);
+        if self.turn(ops).is_break() {
+            return true;
+        }
         self.notice_quiet();
         false
+    }
+
+    /// Whether more is waiting than the last group took up.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// How long to wait for an operation before there is something to do without one.
@@ -263,29 +296,15 @@ impl Writer {
         tick.into_iter().chain(fold).min()
     }
 
-    /// Applies a group, commits it, publishes it; again after an outage, until it is decided.
-    fn turn(&mut self, mut ops: Vec<Op>) {
+    /// Applies a group, commits it, publishes it; again after an outage, until it is decided. Breaks where the file stays
+    /// away and the writer is to end.
+    fn turn(&mut self, mut ops: Vec<Op>) -> ControlFlow<()> {
         let mut outage = outage::Outage::default();
-        loop {
-            let group = self.disk.next_group();
-            // A panic on what a damaged file gave is one more way for it to fail.
-            let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&mut ops)));
-            let (done, fault) = match attempt.unwrap_or_else(|_| Err(Box::new((None, Fault::Panicked)))) {
-                Ok(done) => {
-                    self.publish(done);
-                    break;
-                }
-                Err(failed) => *failed,
-            };
-            self.ride_out(&mut outage, &fault, &mut ops);
-            let committed = self.disk.has_group(group);
-            if let Some(done) = done.filter(|_| committed) {
-                self.publish(done);
-            }
-            self.rebuild_or_ride_out(&mut outage, &mut ops);
-            if committed {
-                break;
-            }
+        while self.settle_group(&mut outage, &mut ops).is_continue() {}
+        if outage.is_given_up() {
+            outage::release(&mut ops, || Error::Indeterminate);
+            ops.into_iter().for_each(|op| op.settle(Some(Error::ShutDown)));
+            return ControlFlow::Break(());
         }
         self.recovered(&outage);
         let ended = self.ended;
@@ -295,21 +314,57 @@ impl Writer {
                 op => op.settle(None),
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Builds a group and commits it. On an error, what was built comes back if the commit had begun.
-    fn attempt(&mut self, ops: &mut [Op]) -> Result<turn::Done, Box<(Option<turn::Done>, Fault)>> {
+    /// One attempt at a group, with what its failing takes. Breaks once the group is decided, or the writer is to end.
+    fn settle_group(&mut self, outage: &mut outage::Outage, ops: &mut Vec<Op>) -> ControlFlow<()> {
+        let group = self.disk.next_group();
+        let before = (self.working_off, self.allowance);
+        // A panic on what a damaged file gave is one more way for it to fail.
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(ops)));
+        let failed = match attempt.unwrap_or_else(|_| Err(Failed::file(Fault::Panicked))) {
+            Ok(done) => {
+                self.publish(done);
+                return ControlFlow::Break(());
+            }
+            Err(failed) => *failed,
+        };
+        match failed {
+            Failed::Refused(at, row) => {
+                tracing::error!(error = %row, "an operation is refused");
+                ops.remove(at).settle(Some(Fault::Corrupted(row).into()));
+            }
+            Failed::File(done, fault) => {
+                self.ride_out(outage, &fault, ops)?;
+                if self.disk.has_group(group) {
+                    done.into_iter().for_each(|done| self.publish(done));
+                    self.rebuild_or_ride_out(outage, ops)?;
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        // The group is not there: what it changed in memory goes with it.
+        (self.working_off, self.allowance) = before;
+        self.rebuild_or_ride_out(outage, ops)
+    }
+
+    /// Builds a group and commits it.
+    fn attempt(&mut self, ops: &mut [Op]) -> Result<turn::Done, Box<Failed>> {
         let shared = self.disk.shared().clone();
-        let view = shared.view().map_err(|fault| Box::new((None, fault)))?;
+        let view = shared.view().map_err(Failed::file)?;
         let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
-        for op in ops {
-            self.apply(&mut turn, op).map_err(|fault| Box::new((None, fault)))?;
-            self.claim(&mut turn).map_err(|fault| Box::new((None, fault)))?;
+        for (at, op) in ops.iter_mut().enumerate() {
+            self.apply(&mut turn, op).map_err(|fault| match fault {
+                Fault::Corrupted(row) => Box::new(Failed::Refused(at, row)),
+                fault => Failed::file(fault),
+            })?;
+            self.claim(&mut turn).map_err(Failed::file)?;
         }
-        self.claim(&mut turn).map_err(|fault| Box::new((None, fault)))?;
+        self.claim(&mut turn).map_err(Failed::file)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
@@ -319,11 +374,11 @@ impl Writer {
         }
         match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
             Ok(()) => Ok(done),
-            Err(fault) => Err(Box::new((Some(done), fault))),
+            Err(fault) => Err(Box::new(Failed::File(Some(done), fault))),
         }
     }
 
-    /// Applies one operation. What it can't do is its answer; an error here means that the file can't be read.
+    /// Applies one operation. What it can't do is its answer; an error here means that the file, or a row, can't be read.
     fn apply(&mut self, turn: &mut Turn<'_>, op: &mut Op) -> Result<(), Fault> {
         match op {
             Op::Register(call) => {
@@ -369,7 +424,8 @@ impl Writer {
         for effect in done.effects {
             match effect {
                 Effect::Start(start) => {
-                    self.alive.insert(start.run, start.generation);
+                    let alive = Alive { generation: start.generation, job: start.job, key: start.key.clone() };
+                    self.alive.insert(start.run, alive);
                     if let Some(effects) = &self.effects {
                         effects.start(*start);
                     }
@@ -380,7 +436,7 @@ impl Writer {
                     }
                 }
                 Effect::Stopped(run, generation) => {
-                    if self.alive.get(&run) == Some(&generation) {
+                    if self.alive.get(&run).is_some_and(|alive| alive.generation == generation) {
                         self.alive.remove(&run);
                     }
                 }
@@ -452,8 +508,14 @@ impl Writer {
         }
     }
 
+    /// Whether somebody has asked for the end.
+    fn is_closing(&self) -> bool {
+        let watching = self.watchers.iter().map(|watcher| &watcher.op);
+        watching.chain(&self.pending).any(|op| matches!(op, Op::Close(_)))
+    }
+
     /// Hands back what still has a lease: bodies that a shutdown leaves behind, or whose message was not taken up.
-    fn hand_back_all(&mut self) {
+    fn hand_back_all(&mut self) -> ControlFlow<()> {
         let ends = self.bodies.iter().map(|(run, body)| {
             let end = End {
                 run: *run,
@@ -466,20 +528,21 @@ impl Writer {
             Op::End(Call::new(end, Admitted::default()).0)
         });
         let ends: Vec<Op> = ends.collect();
-        if !ends.is_empty() {
-            self.turn(ends);
-        }
+        if ends.is_empty() { ControlFlow::Continue(()) } else { self.turn(ends) }
     }
 
     /// Folds, closes the file, and tells whoever asked for it; everyone else learns that it is over.
     pub(super) fn close(mut self) {
         let hand_back = self.watchers.iter().any(|watcher| matches!(&watcher.op, Op::Close(call) if call.request));
-        if hand_back && !self.condition.is_degraded() {
-            self.hand_back_all();
+        if hand_back && self.hand_back_all().is_break() {
+            tracing::error!("the file stays away: what executes is found as crashed by the next start");
         }
         let left = self.inbox.close();
         for op in left.into_iter().chain(self.pending) {
-            op.settle(Some(Error::ShutDown));
+            match op {
+                Op::Close(_) => self.watchers.push(Watcher { op, ended: self.ended }),
+                op => op.settle(Some(Error::ShutDown)),
+            }
         }
         let closed = self.disk.close();
         if let Err(error) = self.reserve.give_up() {

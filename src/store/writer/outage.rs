@@ -2,8 +2,9 @@
 //!
 //! The store reopens with back-off and looks whether the group is there. Callers from outside are held up to
 //! [`HOLD`] and then told that the outcome is unknown; what bodies have finished is held as long as it takes and, if the
-//! group is not there, applied again. Nothing is believed that was in memory.
+//! group is not there, applied again. Nothing is believed that was in memory. A shutdown waits no longer than the callers.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::{Fault, Writer};
@@ -20,11 +21,19 @@ const BACK_OFF_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Outage {
     began: Option<Duration>,
     tries: u32,
+    given_up: bool,
+}
+
+impl Outage {
+    /// The writer was told to end while the file stayed away.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up
+    }
 }
 
 impl Writer {
-    /// Comes back when the file is open again.
-    pub(super) fn ride_out(&mut self, outage: &mut Outage, fault: &Fault, ops: &mut Vec<Op>) {
+    /// Comes back when the file is open again; breaks where it stays away and the writer is to end.
+    pub(super) fn ride_out(&mut self, outage: &mut Outage, fault: &Fault, ops: &mut Vec<Op>) -> ControlFlow<()> {
         let now = self.clock.monotonic();
         outage.began.get_or_insert(now);
         self.condition.set_degraded(true);
@@ -33,19 +42,20 @@ impl Writer {
             tracing::warn!(%error, "the reserve can't be given up");
         }
         loop {
-            self.back_off(outage, ops);
+            self.back_off(outage, ops)?;
             match self.disk.reopen() {
-                Ok(()) => return,
+                Ok(()) => return ControlFlow::Continue(()),
                 Err(fault) => tracing::error!(error = %fault, "the file can't be reopened yet"),
             }
         }
     }
 
     /// Rebuilds the engine from the reopened file; should that fail, there is another outage to ride out.
-    pub(super) fn rebuild_or_ride_out(&mut self, outage: &mut Outage, ops: &mut Vec<Op>) {
-        while let Err(fault) = self.rebuild(false) {
-            self.ride_out(outage, &fault, ops);
+    pub(super) fn rebuild_or_ride_out(&mut self, outage: &mut Outage, ops: &mut Vec<Op>) -> ControlFlow<()> {
+        while let Err(fault) = self.rebuild() {
+            self.ride_out(outage, &fault, ops)?;
         }
+        ControlFlow::Continue(())
     }
 
     /// The file works again.
@@ -60,7 +70,7 @@ impl Writer {
     }
 
     /// Waits a little longer each time, and lets go of callers who have waited long enough.
-    fn back_off(&mut self, outage: &mut Outage, ops: &mut Vec<Op>) {
+    fn back_off(&mut self, outage: &mut Outage, ops: &mut Vec<Op>) -> ControlFlow<()> {
         let pause = BACK_OFF_MIN.saturating_mul(1 << outage.tries.min(10)).min(BACK_OFF_MAX);
         if outage.tries > 0 {
             std::thread::sleep(pause);
@@ -68,7 +78,7 @@ impl Writer {
         outage.tries += 1;
         let held = outage.began.map_or(Duration::ZERO, |began| self.clock.monotonic().saturating_sub(began));
         if held < HOLD {
-            return;
+            return ControlFlow::Continue(());
         }
         release(ops, || Error::Indeterminate);
         self.inbox.clone().take(&mut self.pending, Some(Duration::ZERO));
@@ -76,11 +86,16 @@ impl Writer {
         let mut waiting = Vec::from(std::mem::take(&mut self.pending));
         release(&mut waiting, || Error::Overloaded { waited: held });
         self.pending = waiting.into();
+        if self.is_closing() {
+            outage.given_up = true;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 }
 
 /// Answers the callers from outside among `ops` with an error; what bodies wait for stays.
-fn release(ops: &mut Vec<Op>, error: impl Fn() -> Error) {
+pub(super) fn release(ops: &mut Vec<Op>, error: impl Fn() -> Error) {
     for op in std::mem::take(ops) {
         if op.is_from_outside() { op.settle(Some(error())) } else { ops.push(op) }
     }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::execution::body_of;
 use super::triggers::queued;
 use super::turn::{Loaded, Turn, label_map};
-use super::{Fault, Writer};
+use super::{Alive, Body, Fault, Writer};
 use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, Corrupted, keys};
-use crate::engine::{Engine, Event as EngineEvent, JobNumber, Place, Queued, Recovered, recover};
+use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Place, Queued, Recovered, recover};
 use crate::event::EventKind;
 use crate::id::{IdSource, RunId};
 use crate::job::ErrorKind;
@@ -32,11 +32,12 @@ struct Sum {
 
 impl Writer {
     /// Drops the engine's state and reads it from the file again.
-    pub(super) fn rebuild(&mut self, at_open: bool) -> Result<(), Fault> {
+    pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
         let shared = self.disk.shared().clone();
         let view = shared.view()?;
         let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
-        self.engine = Engine::new(self.config.slots, self.paused && !self.working_off);
+        let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
+        let mut before = std::mem::replace(&mut self.engine, engine);
         self.bodies.clear();
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&turn)?;
@@ -44,15 +45,19 @@ impl Writer {
             self.tell_engine(&mut turn, EngineEvent::Registered { job, limit });
         }
         self.adopt_alive(&mut turn)?;
+        self.engine.keep_waits(&mut before);
         self.recover_leased(&mut turn)?;
-        self.queue_pending(&mut turn, at_open)?;
+        self.queue_pending(&mut turn)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
-        if !done.stage.is_empty() {
-            let live = std::mem::take(&mut done.live);
+        let live = std::mem::take(&mut done.live);
+        if done.stage.is_empty() {
+            self.disk.set_live(live);
+        } else {
             self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live)?;
         }
+        self.condition.set_sequence(self.disk.next_sequence() - 1);
         self.events.publish(done.events);
         Ok(())
     }
@@ -80,26 +85,33 @@ impl Writer {
 
     /// Bodies that live on keep their leases, with key and slot.
     fn adopt_alive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        for (run, generation) in self.alive.clone() {
-            let Some(loaded) = turn.load(run)? else {
-                // Deleted while its body was still stopping.
-                continue;
+        for (run, Alive { generation, job, key }) in self.alive.clone() {
+            let body = match self.body_on_file(turn, run, generation) {
+                Err(Fault::Corrupted(row)) => {
+                    tracing::error!(%run, error = %row, "what an executing run writes is refused from here on");
+                    None
+                }
+                body => body?,
             };
-            let key = loaded.record.concurrency_key.as_deref().map(|key| (key.into(), loaded.record.key_limit));
-            let job = loaded.record.job;
-            let leased = loaded.status() == RunStatus::Leased && loaded.state.generation == generation;
-            let crashes = loaded.state.crashes;
+            let crashes = body.as_ref().filter(|body| !body.checkpointed).map_or(0, |body| body.state.crashes);
             let place = Place::new(true, run);
-            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, !leased, turn.monotonic);
-            if leased {
-                let (loaded, sum) = summed(turn, run, loaded)?;
-                let name = self.job_name(job);
-                let body = body_of(name, &loaded, sum.generation == generation);
+            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, body.is_none(), turn.monotonic);
+            if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
                 self.bodies.insert(run, body);
             }
         }
         Ok(())
+    }
+
+    /// A body as the file has it, if its lease is in force there. It may be deleted even, while its body is still stopping.
+    fn body_on_file(&self, turn: &Turn<'_>, run: RunId, generation: Generation) -> Result<Option<Body>, Fault> {
+        let Some(loaded) = turn.load(run)? else { return Ok(None) };
+        if loaded.status() != RunStatus::Leased || loaded.state.generation != generation {
+            return Ok(None);
+        }
+        let (loaded, sum) = summed(turn, run, loaded)?;
+        Ok(Some(body_of(self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
     }
 
     /// Leased runs without a body crashed with their process.
@@ -110,11 +122,12 @@ impl Writer {
             Ok(ControlFlow::Continue(()))
         })?;
         for run in leased {
-            if self.bodies.contains_key(&run) {
+            if self.alive.contains_key(&run) {
                 continue;
             }
-            match turn.load(run) {
-                Ok(Some(loaded)) => self.recover_one(turn, run, loaded)?,
+            let loaded = turn.load(run).and_then(|loaded| loaded.map(|loaded| summed(turn, run, loaded)).transpose());
+            match loaded {
+                Ok(Some((loaded, sum))) => self.recover_one(turn, run, loaded, &sum)?,
                 Ok(None) => tracing::error!(%run, "a leased run has no row"),
                 Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "a leased run can't be recovered"),
                 Err(fault) => return Err(fault),
@@ -123,8 +136,7 @@ impl Writer {
         Ok(())
     }
 
-    fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded) -> Result<(), Fault> {
-        let (loaded, sum) = summed(turn, run, loaded)?;
+    fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, sum: &Sum) -> Result<(), Fault> {
         let Loaded { record, mut state, .. } = loaded;
         let name = self.job_name(record.job);
         let labels = label_map(&record);
@@ -165,14 +177,13 @@ impl Writer {
         Ok(())
     }
 
-    fn queue_pending(&mut self, turn: &mut Turn<'_>, at_open: bool) -> Result<(), Fault> {
+    fn queue_pending(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let mut lines = Vec::new();
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Pending), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
             match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
-                // The code may be another one now, so what was put aside is tried again at every start.
-                Ok((line, _)) if at_open || !line.blocked => lines.push(queued(run, &line)),
-                Ok(_) => {}
+                // Also what was put aside: the code may be another one now, so it is tried again.
+                Ok((line, _)) => lines.push(queued(run, &line)),
                 Err(row) => tracing::error!(%run, error = %row, "a pending run can't be put in line"),
             }
             Ok(ControlFlow::Continue(()))

@@ -85,10 +85,11 @@ impl Writer {
         let mut answers: Vec<Triggered> = Vec::with_capacity(items.len());
         let mut replaced = BTreeSet::new();
         for ((item, job), decision) in items.iter().zip(jobs).zip(decisions) {
-            match &decision {
-                Decision::Create { replaces: Some(Replaced::Run(old)) } => _ = replaced.insert(old.0),
-                Decision::Create { replaces: Some(Replaced::Item(at)) } => _ = replaced.insert(answers[*at].run),
-                _ => {}
+            if let Decision::Create { replaces: Some(other) } = &decision {
+                replaced.insert(match other {
+                    Replaced::Run(run) => run.0,
+                    Replaced::Item(at) => answers[*at].run,
+                });
             }
             let answer = self.carry_out(turn, item, job, decision, &answers)?;
             answers.push(answer);
@@ -97,10 +98,10 @@ impl Writer {
         // one item did to another's run.
         self.claim(turn)?;
         for answer in &mut answers {
-            if replaced.contains(&answer.run) {
-                answer.status = RunStatus::Cancelled;
-            } else if self.bodies.contains_key(&answer.run) {
+            if self.bodies.contains_key(&answer.run) {
                 answer.status = RunStatus::Leased;
+            } else if replaced.contains(&answer.run) {
+                answer.status = RunStatus::Cancelled;
             }
         }
         Ok(Ok(answers))
@@ -224,14 +225,14 @@ impl Writer {
                     None => None,
                     Some(Replaced::Run(replaced)) => {
                         let (old, place, loaded) = *replaced;
-                        self.replaced(turn, old, &loaded, run);
+                        self.replaced(turn, old, &loaded, run)?;
                         Some(place.ticket())
                     }
                     Some(Replaced::Item(at)) => {
                         let old = earlier[at].run;
                         let loaded = self.loaded(turn, old)?;
                         let ticket = loaded.record.ticket.unwrap_or(old);
-                        self.replaced(turn, old, &loaded, run);
+                        self.replaced(turn, old, &loaded, run)?;
                         Some(ticket)
                     }
                 };
@@ -287,9 +288,9 @@ impl Writer {
     }
 
     /// Ends a waiting run whose place a newer one takes.
-    fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) {
+    fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) -> Result<(), Fault> {
         let mut state = StateRecord { replaced_by: Some(by), ..loaded.state.clone() };
-        self.end_pending(turn, old, loaded, &mut state);
+        self.end_pending(turn, old, loaded, &mut state)
     }
 }
 

@@ -1,0 +1,6 @@
+//! The writer run inline: what it decides, what a failing file does to it, and what a kill leaves.
+
+mod deciding;
+mod failing;
+mod recovering;
+mod world;
