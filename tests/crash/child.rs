@@ -121,6 +121,8 @@ fn work() -> Job<Work, u64> {
         } else {
             for number in 0..work.steps {
                 sum += one_step(&step, number).await?;
+                // A cancel, too, may come between two steps.
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(..2_000))).await;
             }
         }
         Ok(sum)

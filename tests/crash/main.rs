@@ -35,7 +35,7 @@ impl Tier {
         match std::env::var("DURABLY_TEST_TIER").as_deref() {
             Ok("release") => Tier { files: 12_000, kills_per_file: 15, first_starts: 20_000 },
             Ok("nightly") => Tier { files: 1_200, kills_per_file: 15, first_starts: 2_000 },
-            Ok("ci") | Err(_) => Tier { files: 16, kills_per_file: 15, first_starts: 60 },
+            Ok("ci") | Err(_) => Tier { files: 8, kills_per_file: 10, first_starts: 40 },
             Ok(other) => panic!("DURABLY_TEST_TIER is {other:?}: there are ci, nightly and release"),
         }
     }
@@ -84,8 +84,8 @@ fn file_under_kills(rng: &mut fastrand::Rng, kills: u32, latest: Duration) -> Se
         for number in 0..=kills {
             let last = number == kills;
             let life = Life { path: path.clone(), seed: rng.u64(..), number, last };
-            let kill_after = if last { LIVENESS } else { log_uniform(rng, latest) };
-            let (reports, killed) = live(&life, kill_after);
+            let kill = if last { Kill::LATEST } else { Kill::random(rng, latest) };
+            let (reports, killed) = live(&life, &kill);
             assert!(!(last && killed), "P8: without kills, every run ends within {LIVENESS:?}");
             ledger.read(&life, reports);
             if path.exists() {
@@ -102,13 +102,28 @@ fn file_under_kills(rng: &mut fastrand::Rng, kills: u32, latest: Duration) -> Se
     ledger.seen
 }
 
-fn log_uniform(rng: &mut fastrand::Rng, latest: Duration) -> Duration {
-    let least = Duration::from_micros(200);
-    least.mul_f64((latest.as_secs_f64() / least.as_secs_f64()).powf(rng.f64()))
+/// When a life is to end: after some time, or at a report if that comes first.
+struct Kill {
+    after: Duration,
+    at_report: usize,
+}
+
+impl Kill {
+    const LATEST: Kill = Kill { after: LIVENESS, at_report: usize::MAX };
+
+    /// Half of the kills hit right after something was reported as done, where what is not on disk yet would be lost.
+    fn random(rng: &mut fastrand::Rng, latest: Duration) -> Kill {
+        let least = Duration::from_micros(200);
+        let after = least.mul_f64((latest.as_secs_f64() / least.as_secs_f64()).powf(rng.f64()));
+        match rng.bool() {
+            true => Kill { after, at_report: usize::MAX },
+            false => Kill { after: latest, at_report: 600f64.powf(rng.f64()) as usize },
+        }
+    }
 }
 
 /// One life of the child: what it reported, and whether it had to be killed.
-fn live(life: &Life, kill_after: Duration) -> (Vec<Report>, bool) {
+fn live(life: &Life, kill: &Kill) -> (Vec<Report>, bool) {
     let mut child = Command::new(std::env::current_exe().expect("this executable"))
         .args(["--exact", "child_process", "--nocapture"])
         .env(child::LIFE, serde_json::to_string(life).expect("a plan as JSON"))
@@ -118,20 +133,24 @@ fn live(life: &Life, kill_after: Duration) -> (Vec<Report>, bool) {
         .expect("a child");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe"));
     std::thread::scope(|scope| {
-        let (ended, end) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let at_report = kill.at_report;
         let reading = scope.spawn(move || {
             let (mut reports, mut line) = (Vec::new(), Vec::new());
             // A line without its end was cut off by the kill. What the test harness says is none of ours.
             while lines.read_until(b'\n', &mut line).expect("the pipe") > 0 && line.ends_with(b"\n") {
                 if let Some(report) = line.strip_prefix(b"@") {
                     reports.push(serde_json::from_slice(report).expect("a report"));
+                    if reports.len() == at_report {
+                        let _ = tell.send("kill it");
+                    }
                 }
                 line.clear();
             }
-            let _ = ended.send(());
+            let _ = tell.send("it has ended");
             reports
         });
-        let killed = end.recv_timeout(kill_after).is_err();
+        let killed = told.recv_timeout(kill.after) != Ok("it has ended");
         if killed {
             child.kill().expect("SIGKILL");
         }
