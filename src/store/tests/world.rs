@@ -23,6 +23,8 @@ use crate::store::op::{
     Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
     Targets, Triggered,
 };
+use crate::store::tables::Table;
+use crate::store::view::Rows;
 use crate::store::writer::{Effects, Start};
 use crate::store::{Placement, Store};
 use crate::time::{Clock, Timestamp};
@@ -375,6 +377,16 @@ impl World {
 
     pub(super) fn steps(&self, run: RunId) -> Vec<StepInfo> {
         self.store.get_steps(run).now_or_never().expect("reads inline").expect("reads")
+    }
+
+    /// The tables with a row whose key names a run.
+    pub(super) fn tables_that_name(&self, run: RunId) -> Vec<Table> {
+        let view = self.store.inner.shared.view().expect("view");
+        let names = |table: &Table| {
+            let keys = view.keys(*table, &[]).expect("reads");
+            keys.iter().any(|key| key.windows(RunId::BYTES).any(|part| part == run.as_bytes()))
+        };
+        Table::ALL.into_iter().filter(names).collect()
     }
 
     /// The events since this was last asked.
