@@ -292,6 +292,11 @@ impl World {
         pending.answer().now_or_never().expect("the writer answers inline")
     }
 
+    /// Does this while the writer is at work, so that what it submits is one group.
+    pub(super) fn inside_next_start(&self, act: impl FnOnce() + Send + 'static) {
+        *self.told.then.lock().expect("whole") = Some(Box::new(act));
+    }
+
     /// Submits all of these to the writer as one group, and gives the answers.
     pub(super) fn trigger_together(&self, runs: Vec<NewRun>) -> Vec<Result<Triggered, Error>> {
         let (store, answers) = (self.store.clone(), Arc::new(Mutex::new(Vec::new())));
@@ -300,7 +305,7 @@ impl World {
             let submit = |run| store.submit(Op::Trigger, vec![run], Admitted::default());
             pending.lock().expect("whole").extend(runs.into_iter().map(submit));
         };
-        *self.told.then.lock().expect("whole") = Some(Box::new(submit));
+        self.inside_next_start(submit);
         let other = self.trigger(new("the one whose start submits the others")).expect("triggers");
         assert_eq!(other.status, RunStatus::Leased);
         let pending = std::mem::take(&mut *answers.lock().expect("whole"));
