@@ -742,7 +742,7 @@ fn waits_outlive_a_rebuilt_engine() {
     let mut engine = Engine::new(2, false);
     engine.adopt(&new(1).after(1), false, Duration::ZERO);
     engine.adopt(&new(2).after(1), false, Duration::ZERO);
-    engine.keep_waits(&mut before);
+    engine.keep_waits(before.waits());
     assert!(!engine.wait(id(2), on(1)));
 }
 
@@ -1037,7 +1037,10 @@ proptest! {
         for act in acts {
             let claims = matches!(act, Act::Claim);
             pair.act(act);
-            while claims {
+            if !claims {
+                continue;
+            }
+            loop {
                 let next = pair.model.next();
                 let expected = next.map(|run| pair.model.start(run.run, pair.now));
                 let claim = pair.engine.claim(pair.now);

@@ -1,6 +1,6 @@
 //! Bodies that wait for other runs: which waits could never end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Engine;
 use crate::id::RunId;
@@ -13,6 +13,9 @@ pub(crate) struct Awaited {
     pub(crate) key: Option<String>,
     pub(crate) key_limit: u32,
 }
+
+/// Which body waits for what.
+pub(crate) type Waits = BTreeMap<RunId, Vec<Awaited>>;
 
 impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
@@ -37,9 +40,14 @@ impl Engine {
         }
     }
 
-    /// Takes over what bodies wait for from the engine before, for those that live on.
-    pub(crate) fn keep_waits(&mut self, before: &mut Engine) {
-        self.waits = std::mem::take(&mut before.waits);
+    /// What bodies wait for: the one thing in here that is in no file.
+    pub(crate) fn waits(&self) -> Waits {
+        self.waits.clone()
+    }
+
+    /// Takes over what bodies wait for from an engine before, for those that live on.
+    pub(crate) fn keep_waits(&mut self, waits: Waits) {
+        self.waits = waits;
         self.waits.retain(|waiter, _| self.executing.contains_key(waiter));
     }
 

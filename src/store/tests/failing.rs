@@ -61,8 +61,18 @@ fn scenario(world: &World, mut acked: impl FnMut(Acked)) {
     assert_eq!(world.run(runs[1]).expect("there").status, RunStatus::Pending, "the key is held again");
 }
 
-/// What someone who knows no ids sees of a world: starts, events, runs with their steps.
-fn seen(world: &World) -> (Vec<(usize, u64)>, Vec<(u64, String, usize)>, Vec<String>) {
+/// What someone who knows no ids sees of a world.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    /// Run and generation.
+    starts: Vec<(usize, u64)>,
+    /// Sequence, kind and run.
+    events: Vec<(u64, String, usize)>,
+    /// Each with its steps.
+    runs: Vec<String>,
+}
+
+fn seen(world: &World) -> Seen {
     let events = world.events();
     let ids: BTreeSet<RunId> = events.iter().map(|event| event.run_id).collect();
     let nth = |run: RunId| ids.iter().position(|id| *id == run).expect("its trigger is an event");
@@ -74,7 +84,7 @@ fn seen(world: &World) -> (Vec<(usize, u64)>, Vec<(u64, String, usize)>, Vec<Str
         let counts = (run.current_step_index, run.completed_step_count, run.lease_generation, run.recoveries);
         format!("{:?} {:?} {:?} {counts:?} {steps:?}", run.input, run.status, run.idempotency_key)
     };
-    (starts, events, world.runs().into_iter().map(show).collect())
+    Seen { starts, events, runs: world.runs().into_iter().map(show).collect() }
 }
 
 /// Everything acknowledged is there, and nothing else, in a new process over these bytes.
@@ -329,4 +339,23 @@ fn a_row_that_cannot_be_read_is_its_callers_answer_and_nobody_elses() {
     assert_eq!(world.checkpoint(executing, 2, 0, "x"), Accepted::Recorded);
     assert_eq!(world.end(executing, 2, crate::store::op::Outcome::Completed(json("x")), true), Accepted::Recorded);
     assert_eq!(world.starts(), [(next, 1)]);
+}
+
+#[test]
+fn a_wait_whose_group_was_lost_is_one_wait() {
+    let world = World::new();
+    world.register(&[("a", 9)]);
+    let runs = ["1", "2"].map(|input| world.trigger(new(input)).expect("triggers").run);
+    // The wait and a trigger are one group, so that there is a commit to fail.
+    let (store, disk) = (world.store.clone(), world.disk.clone());
+    world.inside_next_start(move || {
+        drop(store.submit(Op::Wait, (runs[0], runs[1]), Default::default()));
+        drop(store.submit(Op::Trigger, vec![new("4")], Default::default()));
+        disk.plan(Plan { at: 0, fails: Fails::Before, opens: None });
+    });
+    world.trigger(new("3")).expect("triggers");
+    assert!(!world.disk.is_untouched(), "the fault has happened");
+    assert!(matches!(world.ask(Op::Wait, (runs[1], runs[0])), Err(Error::WouldDeadlock { .. })), "it is kept");
+    world.store.send(Op::WaitOver(runs[0], runs[1]));
+    world.ask(Op::Wait, (runs[1], runs[0])).expect("no circle");
 }

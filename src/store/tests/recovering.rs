@@ -57,6 +57,9 @@ fn a_hand_back_counts_no_crash() {
         assert_eq!(world.starts(), [(run, generation + 1)]);
     }
     assert_eq!(world.run(run).expect("there").recoveries, 0);
+    // So the first real crash is the first that counts.
+    let world = world.killed(|config| config.max_recoveries = 1);
+    assert_eq!(world.run(run).expect("there").status, RunStatus::Pending);
 }
 
 #[test]

@@ -23,6 +23,8 @@ use crate::store::op::{
     Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
     Targets, Triggered,
 };
+use crate::store::tables::Table;
+use crate::store::view::Rows;
 use crate::store::writer::{Effects, Start};
 use crate::store::{Placement, Store};
 use crate::time::{Clock, Timestamp};
@@ -290,6 +292,11 @@ impl World {
         pending.answer().now_or_never().expect("the writer answers inline")
     }
 
+    /// Does this while the writer is at work, so that what it submits is one group.
+    pub(super) fn inside_next_start(&self, act: impl FnOnce() + Send + 'static) {
+        *self.told.then.lock().expect("whole") = Some(Box::new(act));
+    }
+
     /// Submits all of these to the writer as one group, and gives the answers.
     pub(super) fn trigger_together(&self, runs: Vec<NewRun>) -> Vec<Result<Triggered, Error>> {
         let (store, answers) = (self.store.clone(), Arc::new(Mutex::new(Vec::new())));
@@ -298,7 +305,7 @@ impl World {
             let submit = |run| store.submit(Op::Trigger, vec![run], Admitted::default());
             pending.lock().expect("whole").extend(runs.into_iter().map(submit));
         };
-        *self.told.then.lock().expect("whole") = Some(Box::new(submit));
+        self.inside_next_start(submit);
         let other = self.trigger(new("the one whose start submits the others")).expect("triggers");
         assert_eq!(other.status, RunStatus::Leased);
         let pending = std::mem::take(&mut *answers.lock().expect("whole"));
@@ -375,6 +382,16 @@ impl World {
 
     pub(super) fn steps(&self, run: RunId) -> Vec<StepInfo> {
         self.store.get_steps(run).now_or_never().expect("reads inline").expect("reads")
+    }
+
+    /// The tables with a row whose key names a run.
+    pub(super) fn tables_that_name(&self, run: RunId) -> Vec<Table> {
+        let view = self.store.inner.shared.view().expect("view");
+        let names = |table: &Table| {
+            let keys = view.keys(*table, &[]).expect("reads");
+            keys.iter().any(|key| key.windows(RunId::BYTES).any(|part| part == run.as_bytes()))
+        };
+        Table::ALL.into_iter().filter(names).collect()
     }
 
     /// The events since this was last asked.

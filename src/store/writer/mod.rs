@@ -136,7 +136,7 @@ enum Failed {
     /// This operation met a row that can't be read. Nothing was committed.
     Refused(usize, Corrupted),
     /// The file failed. What was built comes back if the commit had begun.
-    File(Option<turn::Done>, Fault),
+    File(Option<Box<turn::Done>>, Fault),
 }
 
 impl Failed {
@@ -320,7 +320,7 @@ impl Writer {
     /// One attempt at a group, with what its failing takes. Breaks once the group is decided, or the writer is to end.
     fn settle_group(&mut self, outage: &mut outage::Outage, ops: &mut Vec<Op>) -> ControlFlow<()> {
         let group = self.disk.next_group();
-        let before = (self.working_off, self.allowance);
+        let before = (self.working_off, self.allowance, self.engine.waits());
         // A panic on what a damaged file gave is one more way for it to fail.
         let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(ops)));
         let failed = match attempt.unwrap_or_else(|_| Err(Failed::file(Fault::Panicked))) {
@@ -338,14 +338,16 @@ impl Writer {
             Failed::File(done, fault) => {
                 self.ride_out(outage, &fault, ops)?;
                 if self.disk.has_group(group) {
-                    done.into_iter().for_each(|done| self.publish(done));
+                    done.into_iter().for_each(|done| self.publish(*done));
                     self.rebuild_or_ride_out(outage, ops)?;
                     return ControlFlow::Break(());
                 }
             }
         }
         // The group is not there: what it changed in memory goes with it.
-        (self.working_off, self.allowance) = before;
+        let waits;
+        (self.working_off, self.allowance, waits) = before;
+        self.engine.keep_waits(waits);
         self.rebuild_or_ride_out(outage, ops)
     }
 
@@ -374,7 +376,7 @@ impl Writer {
         }
         match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
             Ok(()) => Ok(done),
-            Err(fault) => Err(Box::new(Failed::File(Some(done), fault))),
+            Err(fault) => Err(Box::new(Failed::File(Some(Box::new(done)), fault))),
         }
     }
 

@@ -37,7 +37,7 @@ impl Writer {
         let view = shared.view()?;
         let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
-        let mut before = std::mem::replace(&mut self.engine, engine);
+        let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&turn)?;
@@ -45,7 +45,7 @@ impl Writer {
             self.tell_engine(&mut turn, EngineEvent::Registered { job, limit });
         }
         self.adopt_alive(&mut turn)?;
-        self.engine.keep_waits(&mut before);
+        self.engine.keep_waits(waits);
         self.recover_leased(&mut turn)?;
         self.queue_pending(&mut turn)?;
         self.write_tallies(&mut turn);
