@@ -17,7 +17,7 @@ use futures::FutureExt;
 use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 
-use super::support::{ManualClock, echo, ended, memory, next_event, paused, within, within_a_minute};
+use super::support::{ManualClock, echo, ended, memory, next_event, paused, within, within_minutes};
 
 /// A text whose JSON has this many bytes.
 fn text(json_bytes: usize) -> String {
@@ -179,10 +179,10 @@ async fn a_run_has_100_000_steps() {
     let job = Job::new("job", |step: Step, count: u32| async move { make_steps(&step, count).await });
     let job = durably.register(job).expect("registers");
     let allowed = job.trigger(STEPS_MAX).await.expect("triggers").id();
-    let run = within_a_minute(ended(&durably, allowed)).await;
+    let run = within_minutes(ended(&durably, allowed)).await;
     assert_eq!((run.status, run.completed_step_count), (RunStatus::Completed, 100_000));
     let refused = job.trigger(STEPS_MAX + 1).await.expect("triggers").id();
-    let run = within_a_minute(ended(&durably, refused)).await;
+    let run = within_minutes(ended(&durably, refused)).await;
     let error = run.error.expect("failed");
     assert_eq!((run.completed_step_count, error.kind), (100_000, ErrorKind::OverLimit));
     assert!(error.message.contains("100000"), "{}", error.message);
@@ -202,7 +202,7 @@ async fn the_checkpoints_of_a_run_have_256_mib() {
     });
     let job = durably.register(job).expect("registers");
     let run = job.trigger(()).await.expect("triggers").id();
-    let run = within_a_minute(ended(&durably, run)).await;
+    let run = within_minutes(ended(&durably, run)).await;
     let error = run.error.expect("failed");
     assert_eq!((run.completed_step_count, error.kind), (4, ErrorKind::OverLimit));
     assert!(error.message.contains(&STEPS_BYTES_MAX.to_string()), "{}", error.message);
@@ -218,7 +218,7 @@ async fn a_batch_has_100_000_items() {
         "{refused:?}"
     );
     assert_nothing_written(&durably).await;
-    let runs = within_a_minute(job.batch_trigger(0..100_000)).await.expect("is within");
+    let runs = within_minutes(job.batch_trigger(0..100_000)).await.expect("is within");
     assert_eq!(runs.len(), BATCH_ITEMS_MAX);
     let stats = durably.stats().await.expect("reads");
     assert_eq!(stats.jobs[0].count(RunStatus::Pending), 100_000);
@@ -281,7 +281,7 @@ async fn a_batch_has_64_mib_and_no_more_than_that_wait_for_the_disk() {
     let by_name = durably.trigger_json("length", Value::String(one_more.clone())).without_waiting().await;
     assert!(matches!(by_name, Err(Error::Overloaded { .. })), "{by_name:?}");
     clock.hold(false);
-    assert_eq!(within_a_minute(full).await.expect("is within").len(), 64);
+    assert_eq!(within_minutes(full).await.expect("is within").len(), 64);
     job.try_trigger(one_more).await.expect("there is room again");
     let runs = job.get_runs(RunFilter::new().without_payloads()).await.expect("reads");
     assert_eq!(runs.len(), 65, "what was refused was not written");
@@ -302,7 +302,7 @@ async fn no_more_than_65_536_calls_wait_for_the_disk() {
     let refused = job.try_trigger(2).await;
     assert!(matches!(refused, Err(Error::Overloaded { waited: Duration::ZERO })), "{refused:?}");
     clock.hold(false);
-    let answers = within_a_minute(join_all(calls)).await;
+    let answers = within_minutes(join_all(calls)).await;
     assert!(answers.iter().all(|answer| matches!(answer, Err(Error::RunNotFound { .. }))), "each is answered");
     assert_nothing_written(&durably).await;
     job.try_trigger(2).await.expect("there is room again");
