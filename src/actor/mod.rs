@@ -124,3 +124,6 @@ fn settle(core: &Core, run: RunId, generation: Generation) {
         core.store.send(Op::Stopped(run, generation));
     }
 }
+
+#[cfg(test)]
+mod tests;

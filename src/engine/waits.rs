@@ -89,3 +89,57 @@ impl Engine {
         slot && place && key
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Event, Place, Queued};
+
+    const JOB: u32 = 1;
+
+    fn run(n: u128) -> RunId {
+        RunId::numbered(n)
+    }
+
+    fn pending(n: u128, key: Option<&str>) -> Awaited {
+        Awaited { run: run(n), job: JOB, key: key.map(str::to_owned), key_limit: 1 }
+    }
+
+    /// An engine with so many slots, all of them taken by runs 1, 2, … with these keys.
+    fn full(keys: &[Option<&str>]) -> Engine {
+        let mut engine = Engine::new(keys.len() as u32, false);
+        engine.apply(Event::Registered { job: JOB, limit: u32::MAX }, std::time::Duration::ZERO);
+        for (n, key) in (1..).zip(keys) {
+            let key = key.map(|key| (key.into(), 1));
+            let place = Place::new(false, run(n));
+            engine.apply(
+                Event::Queued(Queued { run: run(n), job: JOB, key, place, generation: 0, crashes: 0 }),
+                std::time::Duration::ZERO,
+            );
+            assert!(engine.claim(std::time::Duration::ZERO).is_some());
+        }
+        engine
+    }
+
+    #[test]
+    fn a_wait_that_could_end_is_not_refused_whatever_the_order_of_ids() {
+        // 1 waits for a slot, 2 for 1, and 3 goes on: so the key of 2 comes free in the end.
+        let mut engine = full(&[None, Some("k"), None, None]);
+        assert!(engine.wait(run(1), pending(10, None)));
+        assert!(engine.wait(run(2), pending(1, None)));
+        assert!(engine.wait(run(4), pending(11, Some("k"))));
+        // Were 3 to wait as well, nobody would go on.
+        assert!(!engine.wait(run(3), pending(12, None)));
+    }
+
+    #[test]
+    fn the_end_of_one_wait_leaves_the_others_of_its_body() {
+        let mut engine = full(&[None, None]);
+        assert!(engine.wait(run(1), pending(10, None)));
+        assert!(engine.wait(run(1), pending(11, None)));
+        engine.wait_over(run(1), run(10));
+        assert!(!engine.wait(run(2), pending(12, None)));
+        engine.wait_over(run(1), run(11));
+        assert!(engine.wait(run(2), pending(12, None)));
+    }
+}

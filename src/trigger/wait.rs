@@ -117,12 +117,18 @@ impl WaitForRun {
         }
         let mut listening = core.store.bell().listen(run);
         let rows = core.store.rowset(run).await?;
-        if let Some(ended) = ended_already(&rows.state.status, rows.output) {
-            return Ok((core, run, ended));
-        }
+        let already = ended_already(&rows.state.status, rows.output);
         let WaitForRun { timeout, mut callbacks, mut events, .. } = self;
+        let ending = async {
+            match already {
+                Some(ended) => Some(ended),
+                None => listening.ended().await,
+            }
+        };
         let waiting = async {
+            tokio::pin!(ending);
             loop {
+                // What was told before the end is heard before it, also where the end came first.
                 tokio::select! {
                     biased;
                     event = next(&mut events) => match event {
@@ -130,7 +136,7 @@ impl WaitForRun {
                         Some(_) => {}
                         None => events = None,
                     },
-                    ended = listening.ended() => return ended.ok_or(Error::ShutDown),
+                    ended = &mut ending => return ended.ok_or(Error::ShutDown),
                 }
             }
         };

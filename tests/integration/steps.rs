@@ -633,3 +633,94 @@ async fn an_effect_key_is_the_same_over_resume_and_recovery_and_new_on_retrigger
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_blocking_step_gives_its_value_its_error_and_its_panic() {
+    within(async {
+        let durably = memory().await;
+        let job = job_with("job", (), |step, input, ()| async move {
+            let value = step.run_blocking("value", move || Ok(input + 1)).await?;
+            let error = step.run_blocking("error", || Err::<u32, _>("no".into())).await.unwrap_err();
+            if input == 1 {
+                step.run_blocking("panic", || -> durably::JobResult<u32> { panic!("blocked out") }).await.ok();
+            }
+            Ok((value, error.to_string()))
+        });
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(0).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), (1, "no".into()));
+        let run = jobs.trigger(1).await.unwrap();
+        let error = ended(&durably, run.id()).await.error.unwrap();
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Panic, "blocked out"));
+        // The thread it was on works on.
+        let run = jobs.trigger(0).await.unwrap();
+        run.output().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn blocking_steps_are_bounded_by_the_runtimes_own_threads() {
+    within(async {
+        let durably = Durably::builder().blocking_threads(2).in_memory().await.unwrap();
+        let gate = Gate::new();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+        let job = job_with("job", (gate.clone(), held), |step, input, (gate, held)| async move {
+            step.run_blocking("block", move || {
+                let _inside = gate.enter();
+                held.lock().unwrap().recv().ok();
+                Ok(input)
+            })
+            .await
+        });
+        let jobs = durably.register(job).unwrap();
+        let runs = jobs.batch_trigger(0..6).await.unwrap();
+        gate.reached_by(2).await;
+        for _ in 0..6 {
+            release.send(()).unwrap();
+        }
+        for run in runs {
+            run.output().await.unwrap();
+        }
+        assert_eq!((gate.arrivals(), gate.most_inside()), (6, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_blocking_step_holds_key_and_slot_until_it_returns() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+        let job = job_with("job", (gate.clone(), held), |step, input, (gate, held)| async move {
+            step.run_blocking("block", move || {
+                let _inside = gate.enter();
+                if input == 0 {
+                    held.lock().unwrap().recv().ok();
+                }
+                Ok(input)
+            })
+            .await
+        });
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(0).concurrency_key("k").await.unwrap();
+        gate.reached().await;
+        run.cancel().await.unwrap();
+        let next = jobs.trigger(1).concurrency_key("k").await.unwrap();
+        durably.resume(run.id()).await.unwrap();
+        jobs.trigger_and_wait(2).await.unwrap();
+        for waiting in [next.id(), run.id()] {
+            assert_eq!(run_of(&durably, waiting).await.status, RunStatus::Pending);
+        }
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        assert_eq!(next.output().await.unwrap(), 1);
+        assert_eq!(run.output().await.unwrap(), 0);
+        assert_eq!(gate.most_inside(), 2);
+        assert_eq!(run_of(&durably, run.id()).await.lease_generation, 2);
+    })
+    .await;
+}

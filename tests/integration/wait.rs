@@ -121,6 +121,26 @@ async fn p_wait_08_callbacks_get_progress_and_lines_of_that_run() {
 }
 
 #[tokio::test]
+async fn p_wait_08_a_run_that_is_over_before_the_wait_begins_still_tells_what_it_told() {
+    within(async {
+        let durably = memory().await;
+        let job = job_with("job", (), |step: Step, input, ()| async move {
+            step.progress(input as usize, None);
+            Ok(input)
+        });
+        let jobs = durably.register(job).unwrap();
+        for input in 0..200 {
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let telling = told.clone();
+            let wait = jobs.trigger_and_wait(input).on_progress(move |p| telling.lock().unwrap().push(p.current));
+            wait.await.unwrap();
+            assert_eq!(*told.lock().unwrap(), [u64::from(input)]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn p_wait_09_trigger_and_wait_takes_every_option_and_gives_id_output_disposition() {
     within(async {
         let durably = memory().await;

@@ -501,7 +501,8 @@ impl Writer {
             counts[usize::from(RunStatus::Failed.to_byte())] = tally.failed;
             counts[usize::from(RunStatus::Cancelled.to_byte())] = tally.cancelled;
         }
-        let named = jobs.into_iter().filter_map(|(job, counts)| Some((self.jobs.names.get(&job)?.to_string(), counts)));
+        let named = self.jobs.numbers.iter();
+        let named = named.filter_map(|(name, job)| Some((name.to_string(), jobs.remove(job)?)));
         Counts {
             jobs: named.collect(),
             commits: self.disk.commits,
