@@ -262,16 +262,16 @@ async fn a_resumed_run_goes_to_the_back_of_its_key() {
 async fn places_in_line_outlive_a_restart() {
     let file = TempFile::new();
     let durably = file.open_paused().await;
-    let job = durably.register(echo("job")).expect("registers");
+    let (job, other) = durably.register((echo("job"), echo("other"))).expect("registers");
     let (first, second) = (keyed(&job, "key").await, keyed(&job, "key").await);
     let third = durably.trigger_json("job", 0.into()).concurrency_key("key").await.expect("triggers").id();
     durably.cancel(first).await.expect("cancels");
     durably.resume(first).await.expect("resumes");
+    let last = keyed(&other, "key").await;
     let replace = job.trigger(1).concurrency_key("key").on_conflict(OnConflict::Replace).await.expect("triggers").id();
-    let last = keyed(&job, "key").await;
-    drop((durably, job));
+    drop((durably, job, other));
     let durably = file.open_paused().await;
-    durably.register(echo("job")).expect("registers");
+    durably.register((echo("job"), echo("other"))).expect("registers");
     let mut events = durably.events();
     durably.start().await.expect("starts");
     // The resumed run was the newest that waited and had never started: its place at the back was taken.
