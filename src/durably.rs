@@ -137,7 +137,7 @@ impl Builder {
         self
     }
 
-    /// How long a body that watches for its cancel goes on after it; default 5 s.
+    /// How long a body may go on after its cancel before it is dropped; default 5 s.
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.config.cancel_grace = grace;
         self
@@ -327,7 +327,7 @@ impl Durably {
     }
 
     /// Cancels a run. Once this returns, nothing that the run finishes is recorded and no step of it starts; a body that is
-    /// executing is dropped at its next await, after `cancel_grace` if it watches for its cancel.
+    /// executing goes on for up to `cancel_grace` and is then dropped at its next await.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::Conflict`] if it has ended, [`Error::Overloaded`], [`Error::Indeterminate`].

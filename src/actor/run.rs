@@ -165,9 +165,6 @@ async fn supervise(
             },
             result = polled => break conclude(core, execution, definition, result),
             () = execution.cancelled.cancelled(), if grace.is_none() => {
-                if !execution.is_watched() {
-                    break None;
-                }
                 grace = Some(Box::pin(tokio::time::sleep(core.config.cancel_grace)));
             }
             () = due(&mut grace) => break None,

@@ -221,16 +221,11 @@ impl Execution {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A step can't go on, since its run is cancelled. Without anyone who watches for that, the body needs no grace.
+    /// A step can't go on, since its run is cancelled. Without anyone who watches for that, the rest of the grace is no use.
     pub(super) fn stuck(&self) {
-        if self.cancelled.is_cancelled() && !self.is_watched() {
+        if self.cancelled.is_cancelled() && !self.watched.load(Ordering::Relaxed) {
             self.judge(Verdict::Over);
         }
-    }
-
-    /// Whether the body could do something about a cancel.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.watched.load(Ordering::Relaxed)
     }
 
     pub(super) fn watch(&self) -> CancellationToken {

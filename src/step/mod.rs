@@ -166,7 +166,8 @@ impl Step {
         Logger::new(self.execution.clone(), current::step(start.run, start.generation))
     }
 
-    /// Fires when the run is cancelled. A body that holds it gets `cancel_grace` before it is dropped.
+    /// Fires when the run is cancelled. The body goes on for up to `cancel_grace` and is dropped then; one that never asked for
+    /// this token is dropped as soon as it is at a step, which can't be recorded any more.
     pub fn cancelled(&self) -> CancellationToken {
         self.execution.watch()
     }
