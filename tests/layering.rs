@@ -34,7 +34,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustix", &["store/"]),
     ("std::fs", &["store/"]),
     ("std::thread", &["store/", "step/blocking.rs"]),
-    ("ractor", &["actor/", "durably.rs"]),
+    ("ractor", &["actor/", "durably/mod.rs"]),
     ("bincode", &["codec/"]),
     ("fastrand", &["id.rs"]),
     ("jsonschema", &["job/schema.rs"]),

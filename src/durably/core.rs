@@ -1,0 +1,277 @@
+//! What every handle of a runtime shares: the store, the registry, the actors, and what is done with them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{Health, JobStats, Stats};
+use crate::actor::{self, Dispatch, Hub};
+use crate::config::Config;
+use crate::engine::{Action, refuse};
+use crate::error::Error;
+use crate::id::RunId;
+use crate::job::Registry;
+use crate::limits::{PURGE_SLICE, UNACKED_CALLS_MAX};
+use crate::run::{RunFilter, RunStatus};
+use crate::step::blocking::Pool;
+use crate::step::execution::Means;
+use crate::store::Store;
+use crate::store::op::{Admitted, NewRun, Op, Purge, Resume, Targets, Triggered};
+use crate::time::Timestamp;
+use crate::trigger::Options;
+
+/// Runs done something to in one commit, where a filter finds many.
+const BULK: usize = 500;
+
+/// What every handle of a runtime shares.
+pub(crate) struct Core {
+    pub(crate) store: Store,
+    pub(crate) registry: Registry,
+    pub(crate) config: Config,
+    pub(crate) hub: Hub,
+    pub(crate) requests: Arc<Semaphore>,
+    pool: Arc<Pool>,
+    draining: CancellationToken,
+    closed: AtomicBool,
+    shutting_down: tokio::sync::Mutex<()>,
+}
+
+impl Core {
+    pub(super) fn new(store: Store, config: Config) -> Arc<Core> {
+        Arc::new(Core {
+            store,
+            registry: Registry::default(),
+            hub: Hub::default(),
+            requests: Arc::new(Semaphore::new(UNACKED_CALLS_MAX)),
+            pool: Arc::new(Pool::new(config.blocking_threads)),
+            draining: CancellationToken::new(),
+            closed: AtomicBool::new(false),
+            shutting_down: tokio::sync::Mutex::new(()),
+            config,
+        })
+    }
+
+    /// Makes the actors, and lets the writer start runs.
+    pub(super) async fn begin(self: &Arc<Self>) -> Result<(), Error> {
+        actor::start(self).await?;
+        self.store.connect(Arc::new(Dispatch(Arc::downgrade(self))))?;
+        if let Some(retention) = self.config.retain_runs {
+            tokio::spawn(retain(Arc::downgrade(self), retention, self.draining.clone()));
+        }
+        Ok(())
+    }
+
+    /// What an execution works with.
+    pub(crate) fn means(&self) -> Means {
+        Means {
+            store: self.store.clone(),
+            clock: self.config.clock.clone(),
+            pool: self.pool.clone(),
+            draining: self.draining.clone(),
+            payload_bytes_max: self.config.payload_bytes_max,
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        if self.is_closed() {
+            Health::Closed
+        } else if self.draining.is_cancelled() {
+            Health::Draining
+        } else if self.store.is_degraded() {
+            Health::Degraded
+        } else {
+            Health::Ok
+        }
+    }
+
+    /// A trigger of a registered job, checked whole.
+    pub(crate) fn build_json(
+        &self,
+        job: &str,
+        input: &Value,
+        options: Options,
+        from: Option<RunId>,
+    ) -> Result<NewRun, Error> {
+        let definition = self.registry.get(job).ok_or_else(|| Error::JobNotFound { name: job.to_owned() })?;
+        let input = definition.admit(input)?;
+        options.build(definition.name.clone(), input, self.config.payload_bytes_max, from)
+    }
+
+    pub(crate) async fn cancel(&self, run: RunId) -> Result<(), Error> {
+        let admitted = self.store.admit(0, true).await?;
+        let targets = Targets { runs: vec![run], strict: true };
+        self.store.submit(Op::Cancel, targets, admitted).answer().await.map(drop)
+    }
+
+    pub(crate) async fn cancel_where(&self, filter: RunFilter) -> Result<usize, Error> {
+        let filter = filter.or_statuses(&[RunStatus::Pending, RunStatus::Leased, RunStatus::Suspended]);
+        let mut count = 0;
+        for runs in self.store.find_runs(filter).await?.chunks(BULK) {
+            let admitted = self.store.admit(0, true).await?;
+            let targets = Targets { runs: runs.to_vec(), strict: false };
+            count += self.store.submit(Op::Cancel, targets, admitted).answer().await?;
+        }
+        Ok(count)
+    }
+
+    pub(crate) async fn retrigger(&self, run: RunId) -> Result<Triggered, Error> {
+        let old = self.store.get_run(run).await?.ok_or(Error::RunNotFound { run })?;
+        if self.registry.get(&old.job_name).is_none() {
+            return Err(Error::JobNotFound { name: old.job_name });
+        }
+        if refuse(Action::Retrigger, old.status) {
+            return Err(Error::Conflict { action: "retrigger", run, status: old.status });
+        }
+        let limit = self.store.rowset(run).await?.record.key_limit;
+        let options = Options {
+            limit: old.concurrency_key.as_ref().map(|_| limit),
+            concurrency_key: old.concurrency_key,
+            labels: old.labels.into_iter().collect(),
+            ..Options::default()
+        };
+        let input = old.input.unwrap_or(Value::Null);
+        let new = self.build_json(&old.job_name, &input, options, Some(run))?;
+        let triggered = crate::trigger::send(self, vec![new], true).await?;
+        triggered.first().copied().ok_or(Error::ShutDown)
+    }
+
+    pub(crate) async fn retrigger_where(&self, filter: RunFilter) -> Result<Vec<RunId>, Error> {
+        let filter = filter.or_statuses(&[RunStatus::Completed, RunStatus::Failed, RunStatus::Cancelled]);
+        let mut new = Vec::new();
+        for run in self.store.find_runs(filter).await? {
+            match self.retrigger(run).await {
+                Ok(triggered) => new.push(triggered.run),
+                // It was deleted or resumed since it was found.
+                Err(Error::RunNotFound { .. } | Error::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(new)
+    }
+
+    pub(crate) async fn resume(&self, run: RunId, clear_failures: Vec<String>) -> Result<(), Error> {
+        let admitted = self.store.admit(0, true).await?;
+        let resume = Resume { targets: Targets { runs: vec![run], strict: true }, clear_failures };
+        self.store.submit(Op::Resume, resume, admitted).answer().await.map(drop)
+    }
+
+    pub(crate) async fn resume_where(&self, filter: RunFilter, clear_failures: Vec<String>) -> Result<usize, Error> {
+        let filter = filter.or_statuses(&[RunStatus::Failed, RunStatus::Cancelled]);
+        let mut count = 0;
+        for runs in self.store.find_runs(filter).await?.chunks(BULK) {
+            let admitted = self.store.admit(0, true).await?;
+            let targets = Targets { runs: runs.to_vec(), strict: false };
+            let resume = Resume { targets, clear_failures: clear_failures.clone() };
+            count += self.store.submit(Op::Resume, resume, admitted).answer().await?;
+        }
+        Ok(count)
+    }
+
+    pub(crate) async fn delete_run(&self, run: RunId) -> Result<(), Error> {
+        let admitted = self.store.admit(0, true).await?;
+        self.store.submit(Op::Delete, run, admitted).answer().await
+    }
+
+    pub(crate) async fn purge_runs(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
+        let (mut deleted, mut after) = (0, None);
+        while deleted < limit {
+            let admitted = self.store.admit(0, true).await?;
+            let purge = Purge { before, limit: PURGE_SLICE.min(limit - deleted), after };
+            let slice = self.store.submit(Op::Purge, purge, admitted).answer().await?;
+            deleted += slice.deleted;
+            after = slice.after;
+            if after.is_none() {
+                break;
+            }
+        }
+        Ok(deleted)
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Stats, Error> {
+        let counts = self.store.submit(Op::Stats, (), Admitted::default()).answer().await?;
+        Ok(Stats {
+            jobs: counts.jobs.into_iter().map(|(name, counts)| JobStats { name, counts }).collect(),
+            commits: counts.commits,
+            flushes: counts.flushes,
+            bytes_written: counts.bytes_written,
+        })
+    }
+
+    pub(crate) async fn pause(&self, paused: bool) -> Result<(), Error> {
+        if self.draining.is_cancelled() {
+            return Err(Error::ShutDown);
+        }
+        self.store.submit(Op::Pause, paused, Admitted::default()).answer().await
+    }
+
+    pub(crate) async fn stop(&self) -> Result<(), Error> {
+        self.pause(true).await?;
+        self.store.submit(Op::Quiet, (), Admitted::default()).answer().await
+    }
+
+    pub(crate) async fn run_until_idle(&self, limit: Option<u64>) -> Result<u64, Error> {
+        self.store.submit(Op::Idle, limit, Admitted::default()).answer().await
+    }
+
+    pub(crate) async fn shutdown(&self) -> Result<(), Error> {
+        let _alone = self.shutting_down.lock().await;
+        if self.is_closed() {
+            return Ok(());
+        }
+        // No run starts from here on, before anyone is told to hurry.
+        drop(self.store.submit(Op::Pause, true, Admitted::default()).answer().await);
+        self.draining.cancel();
+        let quiet = || self.store.submit(Op::Quiet, (), Admitted::default()).answer();
+        if tokio::time::timeout(self.config.shutdown_grace, quiet()).await.is_err() {
+            self.hub.bodies.hand_back_all();
+            // A body is dropped at its next await; one that does not come to any is left behind.
+            if tokio::time::timeout(LEAVE_BEHIND_AFTER, quiet()).await.is_err() {
+                let left = self.hub.bodies.hand_back_all();
+                tracing::warn!(runs = ?left, blocking = self.pool.busy(), "bodies did not stop and are left behind");
+            }
+        }
+        let closed = self.store.submit(Op::Close, true, Admitted::default()).answer().await;
+        self.closed.store(true, Ordering::Release);
+        self.hub.kill();
+        closed
+    }
+
+    /// Ends without ceremony: what executes is found as crashed by the next open.
+    pub(super) fn crash(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        drop(self.store.submit(Op::Close, false, Admitted::default()));
+        self.draining.cancel();
+        self.hub.kill();
+    }
+}
+
+/// How long bodies have to stop once a shutdown has dropped them.
+const LEAVE_BEHIND_AFTER: Duration = Duration::from_millis(500);
+
+/// Purges what has been terminal for long enough, in the background.
+async fn retain(core: std::sync::Weak<Core>, retention: Duration, draining: CancellationToken) {
+    let period = (retention / 4).clamp(Duration::from_millis(100), Duration::from_secs(60));
+    loop {
+        let Some(core) = core.upgrade() else { return };
+        let before = core.config.clock.now().saturating_sub(retention);
+        if let Err(error) = core.purge_runs(before, usize::MAX).await {
+            tracing::warn!(%error, "runs past their retention could not be purged; it is tried again");
+        }
+        drop(core);
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => return,
+            () = tokio::time::sleep(period) => {}
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The façade: opening a runtime, and everything that is asked of it.
+//!
+//! [`Durably`] is what a user holds; the [`Builder`] has its settings; [`Core`] is what every handle of a runtime shares, and
+//! does the work.
+
+mod builder;
+mod core;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+pub use self::builder::Builder;
+pub(crate) use self::core::Core;
+use crate::actor::message::SupervisorMsg;
+use crate::error::Error;
+use crate::event::{Events, RunEvents};
+use crate::id::RunId;
+use crate::job::Register;
+use crate::run::{LogLine, Run, RunFilter, RunHandle, RunStatus, StepInfo};
+use crate::time::Timestamp;
+use crate::trigger::{JsonTrigger, WaitForRun};
+
+/// A runtime: jobs, their runs, and the one file they are in.
+///
+/// Clones are cheap and the same runtime. Dropping the last of them without [`Durably::shutdown`] is a crash-stop: bodies are
+/// dropped at their next await and the file is let go of; what was executing is recovered by the next open.
+#[derive(Clone)]
+pub struct Durably {
+    core: Arc<Core>,
+    _life: Arc<Life>,
+}
+
+/// Ends the runtime with the last [`Durably`].
+struct Life(Arc<Core>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.crash();
+    }
+}
+
+impl fmt::Debug for Durably {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Durably").field("health", &self.health()).finish_non_exhaustive()
+    }
+}
+
+/// How a runtime is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// It works.
+    Ok,
+    /// The file failed, or the disk is full: the store is reopening it, or works without its reserve. What bodies have
+    /// finished is held meanwhile.
+    Degraded,
+    /// It is being shut down: no run is started any more.
+    Draining,
+    /// It has been shut down.
+    Closed,
+}
+
+/// Runs by job and status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// One entry a job that has ever had a run, by name.
+    pub jobs: Vec<JobStats>,
+    /// Commits since the file was opened.
+    pub commits: u64,
+    /// Flushes of the file since it was opened.
+    pub flushes: u64,
+    /// Bytes written to the file since it was opened.
+    pub bytes_written: u64,
+}
+
+/// The runs of one job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JobStats {
+    /// The job's name.
+    pub name: String,
+    /// Runs in each status, in the order of [`RunStatus::ALL`].
+    pub counts: [u64; 6],
+}
+
+impl JobStats {
+    /// Runs in a status.
+    pub fn count(&self, status: RunStatus) -> u64 {
+        RunStatus::ALL.iter().position(|other| *other == status).map_or(0, |at| self.counts[at])
+    }
+}
+
+impl Durably {
+    /// Opens a runtime over a file, creating it if there is none, and starts working: runs that were executing when the last
+    /// process ended are pending again, and start as soon as their jobs are registered.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyOpen`], [`Error::NotADatabase`], [`Error::NewerFormat`], [`Error::Damaged`], [`Error::Open`],
+    /// [`Error::NoRuntime`]. The file is left as it is.
+    ///
+    /// # Cancel safety
+    /// Dropped, the file is let go of again.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Durably, Error> {
+        Durably::builder().open(path).await
+    }
+
+    /// A runtime whose file is in memory: the same engine, for tests and trials. Nothing survives it.
+    ///
+    /// # Errors
+    /// [`Error::NoRuntime`].
+    pub async fn in_memory() -> Result<Durably, Error> {
+        Durably::builder().in_memory().await
+    }
+
+    /// Settings for a runtime to be opened.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn over(core: Arc<Core>) -> Durably {
+        Durably { _life: Arc::new(Life(core.clone())), core }
+    }
+
+    /// Registers a job, or a tuple of jobs: all of them or none. Runs that waited for their code start now. The same definition
+    /// again gives an equal handle.
+    ///
+    /// # Errors
+    /// [`Error::JobAlreadyRegistered`], [`Error::InvalidOption`] for a name, [`Error::InvalidSchema`].
+    pub fn register<R: Register>(&self, jobs: R) -> Result<R::Handles, Error> {
+        crate::job::register(&self.core, jobs)
+    }
+
+    /// A registered job by name, for its names and schemas; `None` if there is none.
+    pub fn get_job(&self, name: &str) -> Option<JobInfo> {
+        let definition = self.core.registry.get(name)?;
+        Some(JobInfo { core: self.core.clone(), definition })
+    }
+
+    /// Asks for a run of a job by name, with JSON input: for servers and command lines. Await the returned builder.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], and those of [`JobHandle::trigger`](crate::JobHandle::trigger).
+    #[must_use = "a trigger does nothing until it is awaited"]
+    pub fn trigger_json(&self, job: impl Into<String>, input: Value) -> JsonTrigger {
+        JsonTrigger::new(self.core.clone(), job.into(), input, true)
+    }
+
+    /// Cancels a run. Once this returns, nothing that the run finishes is recorded and no step of it starts; a body that is
+    /// executing goes on for up to `cancel_grace` and is then dropped at its next await.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Conflict`] if it has ended, [`Error::Overloaded`], [`Error::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// Once begun it is carried out, whether or not it is waited for.
+    pub async fn cancel(&self, run: RunId) -> Result<(), Error> {
+        self.core.cancel(run).await
+    }
+
+    /// Cancels every run of a filter that has not ended, in commits of up to 500; gives how many. The filter's limit applies
+    /// only if it was set.
+    ///
+    /// # Errors
+    /// Those of [`Durably::get_runs`] and [`Durably::cancel`].
+    pub async fn cancel_where(&self, filter: RunFilter) -> Result<usize, Error> {
+        self.core.cancel_where(filter).await
+    }
+
+    /// Creates a new run with the stored input, concurrency key and labels of one that has ended. The idempotency key is not
+    /// taken over, and no checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::JobNotFound`], [`Error::Conflict`] if it has not ended, [`Error::InvalidInput`] if the
+    /// registered code does not take its input any more.
+    pub async fn retrigger(&self, run: RunId) -> Result<RunHandle<Value>, Error> {
+        Ok(RunHandle::new(self.core.clone(), self.core.retrigger(run).await?))
+    }
+
+    /// Retriggers every run of a filter that has ended; gives the new runs' ids.
+    ///
+    /// # Errors
+    /// Those of [`Durably::get_runs`] and [`Durably::retrigger`].
+    pub async fn retrigger_where(&self, filter: RunFilter) -> Result<Vec<RunId>, Error> {
+        self.core.retrigger_where(filter).await
+    }
+
+    /// Goes on with a failed or cancelled run under its id, with its checkpoints, from the back of the line. Only the failure
+    /// that ended it is cleared: one that the body caught stays, since what followed it was recorded. Await the returned value.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Conflict`] if it has not failed or been cancelled.
+    pub fn resume(&self, run: RunId) -> ResumeRun {
+        ResumeRun { core: self.core.clone(), run, clear: Vec::new() }
+    }
+
+    /// Resumes every run of a filter that can be; gives how many.
+    ///
+    /// # Errors
+    /// Those of [`Durably::get_runs`] and [`Durably::resume`].
+    pub async fn resume_where(&self, filter: RunFilter) -> Result<usize, Error> {
+        self.core.resume_where(filter, Vec::new()).await
+    }
+
+    /// Deletes a run that has ended, with everything that belongs to it; its idempotency key is free.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Conflict`] if it has not ended.
+    pub async fn delete_run(&self, run: RunId) -> Result<(), Error> {
+        self.core.delete_run(run).await
+    }
+
+    /// Deletes runs that ended before a moment, oldest end first, in small commits; gives how many. Runs whose
+    /// `idempotency_ttl` is not over stay.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], [`Error::Indeterminate`], [`Error::ShutDown`].
+    pub async fn purge_runs(&self, older_than: Timestamp) -> Result<usize, Error> {
+        self.core.purge_runs(older_than, usize::MAX).await
+    }
+
+    /// Like [`Durably::purge_runs`], at most `limit` runs.
+    ///
+    /// # Errors
+    /// As [`Durably::purge_runs`].
+    pub async fn purge_up_to(&self, older_than: Timestamp, limit: usize) -> Result<usize, Error> {
+        self.core.purge_runs(older_than, limit).await
+    }
+
+    /// Waits for a run to complete. Set a timeout or callbacks, then await the returned value for the run.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], also if it is deleted meanwhile, [`Error::RunFailed`], [`Error::RunCancelled`],
+    /// [`Error::WaitTimeout`], [`Error::WouldDeadlock`] inside a body, [`Error::ShutDown`].
+    ///
+    /// # Cancel safety
+    /// Dropping it stops waiting; the run goes on.
+    pub fn wait_for_run(&self, run: RunId) -> WaitForRun {
+        WaitForRun::new(self.core.clone(), run)
+    }
+
+    /// A run as it is now; `None` if there is none of this id.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::Corrupted`].
+    pub async fn get_run(&self, run: RunId) -> Result<Option<Run>, Error> {
+        self.core.store.get_run(run).await
+    }
+
+    /// Runs that satisfy a filter, newest first.
+    ///
+    /// # Errors
+    /// [`Error::TooMany`] and [`Error::InvalidOption`] for the filter, [`Error::Storage`], [`Error::Corrupted`].
+    pub async fn get_runs(&self, filter: RunFilter) -> Result<Vec<Run>, Error> {
+        self.core.store.get_runs(filter).await
+    }
+
+    /// The recorded steps of a run, by index.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::Corrupted`].
+    pub async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
+        self.core.store.get_steps(run).await
+    }
+
+    /// The stored log lines of a run, in order.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::Corrupted`].
+    pub async fn get_logs(&self, run: RunId) -> Result<Vec<LogLine>, Error> {
+        self.core.store.get_logs(run).await
+    }
+
+    /// Every event from now on; [`Events::after`] goes back to a sequence.
+    pub fn events(&self) -> Events {
+        Events::new(self.core.clone())
+    }
+
+    /// One run's events: first where it stands, then what happens, up to its end.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Storage`], [`Error::Corrupted`].
+    pub async fn subscribe(&self, run: RunId) -> Result<RunEvents, Error> {
+        RunEvents::new(self.core.clone(), run).await
+    }
+
+    /// Runs by job and status, and what the file has cost.
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`].
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        self.core.stats().await
+    }
+
+    /// How the runtime is.
+    pub fn health(&self) -> Health {
+        self.core.health()
+    }
+
+    /// Starts runs, after `paused(true)` or [`Durably::stop`]. Again, it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`].
+    pub async fn start(&self) -> Result<(), Error> {
+        self.core.pause(false).await
+    }
+
+    /// Starts no new run, and returns once the executing ones have ended. Triggers, queries and cancels go on.
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`].
+    ///
+    /// # Cancel safety
+    /// Dropped, no new run is started all the same.
+    pub async fn stop(&self) -> Result<(), Error> {
+        self.core.stop().await
+    }
+
+    /// Works the queue off and returns how many runs ended: for programs and tests that are paused otherwise. `max` bounds how
+    /// many runs are started (or, in a runtime that is not paused, are waited for).
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`].
+    pub async fn run_until_idle(&self, max: impl Into<Option<u64>>) -> Result<u64, Error> {
+        self.core.run_until_idle(max.into()).await
+    }
+
+    /// The supervisor's `ActorRef`: everything that can be done here can also be done by message.
+    ///
+    /// Should the supervisor have been rebuilt after a fault of ours, this gives the new one. `None` once the runtime is shut
+    /// down.
+    pub fn actor_ref(&self) -> Option<ractor::ActorRef<SupervisorMsg>> {
+        self.core.hub.supervisor().filter(|_| !self.core.is_closed())
+    }
+
+    /// Shuts down: starts no run, fires `draining`, waits for executing runs up to the grace, hands the rest back as pending,
+    /// and closes the file. Again, it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] if the file could not be closed cleanly; nothing is lost by that.
+    ///
+    /// # Cancel safety
+    /// Dropped, the runtime stays draining; call it again to end it.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.core.shutdown().await
+    }
+}
+
+/// A registered job as seen by name.
+#[derive(Clone)]
+pub struct JobInfo {
+    core: Arc<Core>,
+    definition: Arc<crate::job::Definition>,
+}
+
+impl fmt::Debug for JobInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobInfo").field("name", &self.definition.name).finish_non_exhaustive()
+    }
+}
+
+impl JobInfo {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.definition.name
+    }
+
+    /// The JSON Schema that inputs must satisfy.
+    pub fn input_schema(&self) -> &Value {
+        self.definition.input_schema()
+    }
+
+    /// The JSON Schema that outputs satisfy.
+    pub fn output_schema(&self) -> &Value {
+        self.definition.output_schema()
+    }
+
+    /// Asks for a run, as [`Durably::trigger_json`].
+    #[must_use = "a trigger does nothing until it is awaited"]
+    pub fn trigger(&self, input: Value) -> JsonTrigger {
+        JsonTrigger::new(self.core.clone(), self.definition.name.to_string(), input, true)
+    }
+}
+
+/// A resume that has not been sent: name further failures to clear, then await it.
+#[must_use = "a resume does nothing until it is awaited"]
+pub struct ResumeRun {
+    core: Arc<Core>,
+    run: RunId,
+    clear: Vec<String>,
+}
+
+impl fmt::Debug for ResumeRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResumeRun").field("run", &self.run).field("clear", &self.clear).finish_non_exhaustive()
+    }
+}
+
+impl ResumeRun {
+    /// Also clears the recorded failures of these steps, though the body caught them, so that they run again.
+    pub fn clear_failures<K: Into<crate::step::StepKey>>(mut self, keys: impl IntoIterator<Item = K>) -> Self {
+        self.clear.extend(keys.into_iter().map(|key| key.into().to_string()));
+        self
+    }
+}
+
+impl std::future::IntoFuture for ResumeRun {
+    type Output = Result<(), Error>;
+    type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.core.resume(self.run, self.clear).await })
+    }
+}
