@@ -177,7 +177,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The file is not one of ours. It was left as it is.
+    /// The file is not one of ours. Nothing in it was changed.
     #[error("{} is not a durably file: {reason}", .path.display())]
     NotADatabase {
         /// The file.
@@ -185,7 +185,7 @@ pub enum Error {
         /// What it is instead.
         reason: &'static str,
     },
-    /// The file was written by a newer version. It was left as it is.
+    /// The file was written by a newer version. No row of it was changed.
     #[error("the file has format {found}, this version reads up to {supported}")]
     NewerFormat {
         /// The file's format version.

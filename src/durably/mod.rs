@@ -26,7 +26,8 @@ use crate::trigger::{JsonTrigger, WaitForRun};
 /// A runtime: jobs, their runs, and the one file they are in.
 ///
 /// Clones are cheap and the same runtime. Dropping the last of them without [`Durably::shutdown`] is a crash-stop: bodies are
-/// dropped at their next await and the file is let go of; what was executing is recovered by the next open.
+/// dropped at their next await and the file is let go of; what was executing is recovered by the next open. A job's body that
+/// captures a clone keeps the runtime alive; let it capture a [`JobHandle`](crate::JobHandle) instead, which does not.
 #[derive(Clone)]
 pub struct Durably {
     core: Arc<Core>,
@@ -100,7 +101,7 @@ impl Durably {
     ///
     /// # Errors
     /// [`Error::AlreadyOpen`], [`Error::NotADatabase`], [`Error::NewerFormat`], [`Error::Damaged`], [`Error::Open`],
-    /// [`Error::NoRuntime`]. The file is left as it is.
+    /// [`Error::NoRuntime`]. Nothing in the file is changed.
     ///
     /// # Cancel safety
     /// Dropped, the file is let go of again.

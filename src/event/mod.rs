@@ -52,7 +52,8 @@ pub enum EventKind {
         /// The stored input.
         input: Payload,
     },
-    /// A trigger was answered with this waiting run instead of a new one.
+    /// A trigger was answered with this waiting run instead of a new one. Nothing is written for that, so alone in its commit
+    /// it counts as uncommitted.
     RunCoalesced {
         /// The input that was not used.
         skipped_input: Payload,
