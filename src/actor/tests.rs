@@ -55,7 +55,7 @@ async fn within<F: Future>(test: F) -> F::Output {
 }
 
 async fn runtime(place: &Place) -> (Durably, JobHandle<u32, u32>) {
-    let durably = Durably::in_memory().await.unwrap();
+    let durably = Durably::builder().cancel_grace(Duration::from_millis(20)).in_memory().await.unwrap();
     let place = place.clone();
     let job = Job::new("job", move |step: Step, input: u32| {
         let place = place.clone();
