@@ -124,7 +124,7 @@ impl Disk {
 
     /// Closes what is open and opens it again, checked: after an error nothing in memory is believed.
     ///
-    /// The cached pages go first, since a failed flush leaves pages that look written and are not (RELIABILITY M2); from
+    /// The cached pages go first, since a failed flush leaves pages that look written and are not; from
     /// then on commits are two-phase.
     pub(crate) fn reopen(&mut self) -> Result<(), Fault> {
         self.two_phase = true;

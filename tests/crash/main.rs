@@ -59,7 +59,7 @@ fn p1_to_p8_p20_hold_over_kills_at_any_time() {
     assert!(seen.is_all(), "the plan never came to something that it is to check: {seen:?}");
 }
 
-/// RELIABILITY M1: a file that is killed while it is being made must be openable, and hold what was acknowledged.
+/// A file that is killed while it is being made must be openable, and hold what was acknowledged.
 #[test]
 fn p1_holds_from_the_first_start_of_a_fresh_file() {
     let (tier, mut rng) = (Tier::from_env(), fastrand::Rng::with_seed(seed() ^ 1));
