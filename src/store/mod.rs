@@ -6,7 +6,7 @@
 //! Layout, from the outside in: [`op`] what can be asked · [`inbox`] · [`writer`] the thread that decides and commits ·
 //! [`stage`] a group being built · [`disk`] the handle · [`journal`], [`tail`] and [`fold`] the log-structured half ·
 //! [`view`] reads through tables plus tail · [`read`] and [`query`] what is asked of it · [`tables`] the layout on disk ·
-//! [`file`], [`backend`] and [`reserve`] the file itself.
+//! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
 
 pub(crate) mod backend;
 pub(crate) mod disk;
