@@ -124,8 +124,8 @@ impl Disk {
 
     /// Closes what is open and opens it again, checked: after an error nothing in memory is believed.
     ///
-    /// The cached pages go first, since a failed flush leaves pages that look written and are not; from
-    /// then on commits are two-phase.
+    /// The cached pages go first, since a failed flush leaves pages that look written and are not; from then on commits are
+    /// two-phase.
     pub(crate) fn reopen(&mut self) -> Result<(), Fault> {
         self.two_phase = true;
         self.fold = None;
@@ -202,6 +202,7 @@ impl Disk {
         last_id: RunId,
         live: Vec<(RunId, Option<Live>)>,
     ) -> Result<(), Fault> {
+        debug_assert!(events == 0 || !stage.is_empty(), "numbers that no row would keep");
         let group = self.next_group;
         let db = self.shared.db()?;
         let mut txn = db.begin_write()?;
@@ -209,8 +210,7 @@ impl Disk {
         let next_sequence = self.next_sequence + events;
         let mut row = None;
         let mut next_blob = self.next_blob;
-        // Events alone are a row too: their numbers are used up.
-        if !stage.is_empty() || events > 0 {
+        if !stage.is_empty() {
             let mut builder = RowBuilder::with_capacity(stage.bytes() + stage.rows() * 7, stage.rows());
             for (table, key, slot) in stage.iter() {
                 match &slot.value {
