@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::hooks::Hooks;
 use crate::limits::{CONCURRENT_RUNS_MAX, PAYLOAD_BYTES_CEILING, PAYLOAD_BYTES_DEFAULT};
 use crate::time::{Clock, SystemClock};
 
@@ -49,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) blocking_threads: usize,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: Option<u64>,
+    pub(crate) hooks: Hooks,
 }
 
 impl Default for Config {
@@ -70,6 +72,7 @@ impl Default for Config {
             blocking_threads: 64,
             clock: Arc::new(SystemClock::default()),
             seed: None,
+            hooks: Hooks::default(),
         }
     }
 }

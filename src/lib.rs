@@ -34,6 +34,7 @@
 //! # Features
 //!
 //! - `validate` (default): constraints of JSON Schemas are checked when triggering and completing. Without it only types are.
+//! - `testing`: the module `testing`, for tests. Never turn it on in what is shipped.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -46,12 +47,15 @@ mod durably;
 mod engine;
 mod error;
 mod event;
+mod hooks;
 mod id;
 mod job;
 pub mod limits;
 mod run;
 mod step;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 mod trigger;
 

@@ -16,7 +16,7 @@ use crate::time::Clock;
 #[derive(Debug, Clone, Default)]
 #[must_use = "a builder opens nothing by itself"]
 pub struct Builder {
-    config: Config,
+    pub(crate) config: Config,
 }
 
 impl Builder {
@@ -123,7 +123,7 @@ impl Builder {
     /// # Errors
     /// Those of [`Durably::open`], and [`Error::InvalidOption`] for a setting out of its range.
     pub async fn open(self, path: impl AsRef<Path>) -> Result<Durably, Error> {
-        self.open_medium(Medium::File(path.as_ref().to_owned())).await
+        self.open_medium(Medium::File(path.as_ref().to_owned()), Placement::Threads).await
     }
 
     /// Opens a runtime in memory. See [`Durably::in_memory`].
@@ -131,10 +131,10 @@ impl Builder {
     /// # Errors
     /// [`Error::InvalidOption`] for a setting out of its range, [`Error::NoRuntime`].
     pub async fn in_memory(self) -> Result<Durably, Error> {
-        self.open_medium(Medium::Memory(SharedMemory::default())).await
+        self.open_medium(Medium::Memory(SharedMemory::default()), Placement::Threads).await
     }
 
-    async fn open_medium(self, medium: Medium) -> Result<Durably, Error> {
+    pub(crate) async fn open_medium(self, medium: Medium, placement: Placement) -> Result<Durably, Error> {
         let config = self.config;
         config.validate()?;
         tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
@@ -144,8 +144,11 @@ impl Builder {
             );
         }
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(medium, &opening, Placement::Threads));
-        let store = opened.await.map_err(|_| Error::ShutDown)??;
+        let open = move || Store::open(medium, &opening, placement);
+        let store = match placement {
+            Placement::Threads => tokio::task::spawn_blocking(open).await.map_err(|_| Error::ShutDown)??,
+            Placement::Inline => open()?,
+        };
         let core = Core::new(store, config);
         // From here on, dropping this future ends what has been started.
         let durably = Durably::over(core.clone());

@@ -42,7 +42,7 @@ const CREATE_ROUNDS_MAX: u32 = 32;
 pub(crate) enum Medium {
     File(PathBuf),
     Memory(SharedMemory),
-    #[cfg_attr(not(test), expect(dead_code, reason = "a simulation brings its own storage"))]
+    #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "a simulation brings its own storage"))]
     Custom(Arc<dyn BackendFactory>),
 }
 

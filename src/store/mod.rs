@@ -84,7 +84,10 @@ pub(crate) enum Placement {
     /// The writer has its own thread, reads go to threads that may block.
     Threads,
     /// Everything happens on the caller's thread, in call order: for a simulation.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only a simulation runs the writer inline"))]
+    #[cfg_attr(
+        not(any(test, feature = "testing")),
+        expect(dead_code, reason = "only a simulation runs the writer inline")
+    )]
     Inline,
 }
 
@@ -137,6 +140,7 @@ impl Store {
             keep_steps: config.keep_steps,
             keep_logs: config.keep_logs,
             seed: config.seed,
+            hooks: config.hooks.clone(),
             owner: owner.clone(),
         };
         let surroundings = Surroundings {

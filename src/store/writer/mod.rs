@@ -34,6 +34,7 @@ use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
 use crate::error::Error;
 use crate::event::{Bell, Ended, Event, Ring};
+use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
 use crate::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
@@ -96,6 +97,7 @@ pub(crate) struct WriterConfig {
     pub(crate) keep_steps: StepRetention,
     pub(crate) keep_logs: LogRetention,
     pub(crate) seed: Option<u64>,
+    pub(crate) hooks: Hooks,
     pub(crate) owner: Arc<str>,
 }
 
@@ -352,7 +354,7 @@ impl Writer {
     }
 
     /// Builds a group and commits it.
-    fn attempt(&mut self, ops: &mut [Op]) -> Result<turn::Done, Box<Failed>> {
+    fn attempt(&mut self, ops: &mut Vec<Op>) -> Result<turn::Done, Box<Failed>> {
         let shared = self.disk.shared().clone();
         let view = shared.view().map_err(Failed::file)?;
         let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
@@ -374,8 +376,16 @@ impl Writer {
         if done.stage.is_empty() && !self.disk.wants_folding() {
             return Ok(done);
         }
+        let hooks = self.config.hooks.clone();
+        hooks.pass(Failpoint::BeforeCommit);
+        if hooks.plants(Bug::AckBeforeCommit) {
+            ops.drain(..).for_each(|op| op.settle(None));
+        }
         match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
-            Ok(()) => Ok(done),
+            Ok(()) => {
+                hooks.pass(Failpoint::AfterCommit);
+                Ok(done)
+            }
             Err(fault) => Err(Box::new(Failed::File(Some(Box::new(done)), fault))),
         }
     }
