@@ -1,13 +1,93 @@
 //! Keys of every table: bytes whose order is the order that scans need.
 
-use std::fmt::Write;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt::{self, Debug, Write};
+use std::ops::Deref;
 
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::time::Timestamp;
 
-pub(crate) fn run(id: RunId) -> Vec<u8> {
-    id.as_bytes().to_vec()
+/// Bytes that a [`Key`] holds without memory of its own: every key but those with a user's text in them is shorter.
+const SHORT: usize = 30;
+
+/// The key of a row.
+#[derive(Clone)]
+pub(crate) struct Key(Form);
+
+#[derive(Clone)]
+enum Form {
+    Short { length: u8, bytes: [u8; SHORT] },
+    Long(Box<[u8]>),
+}
+
+impl Key {
+    fn of(parts: &[&[u8]]) -> Key {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length > SHORT {
+            return Key(Form::Long(parts.concat().into()));
+        }
+        let (mut bytes, mut at) = ([0; SHORT], 0);
+        for part in parts {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        Key(Form::Short { length: length as u8, bytes })
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Form::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Form::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for Key {
+    fn from(bytes: &[u8]) -> Self {
+        Key::of(&[bytes])
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&show(self))
+    }
+}
+
+pub(crate) fn run(id: RunId) -> Key {
+    Key::of(&[id.as_bytes()])
 }
 
 /// The run at the end of an index key, which is where every index has it.
@@ -16,8 +96,8 @@ pub(crate) fn read_run(key: &[u8]) -> Option<RunId> {
 }
 
 /// A row that belongs to a run and is numbered within it: a step, a log line.
-pub(crate) fn of_run(id: RunId, number: u32) -> Vec<u8> {
-    joined(&[id.as_bytes(), &number.to_be_bytes()])
+pub(crate) fn of_run(id: RunId, number: u32) -> Key {
+    Key::of(&[id.as_bytes(), &number.to_be_bytes()])
 }
 
 pub(crate) fn read_step(key: &[u8]) -> Option<(RunId, u32)> {
@@ -25,38 +105,38 @@ pub(crate) fn read_step(key: &[u8]) -> Option<(RunId, u32)> {
     Some((RunId::from_slice(id)?, u32::from_be_bytes(number.try_into().ok()?)))
 }
 
-pub(crate) fn by_status_prefix(status: RunStatus) -> Vec<u8> {
-    vec![status.to_byte()]
+pub(crate) fn by_status_prefix(status: RunStatus) -> Key {
+    Key::of(&[&[status.to_byte()]])
 }
 
-pub(crate) fn by_status(status: RunStatus, id: RunId) -> Vec<u8> {
-    joined(&[&[status.to_byte()], id.as_bytes()])
+pub(crate) fn by_status(status: RunStatus, id: RunId) -> Key {
+    Key::of(&[&[status.to_byte()], id.as_bytes()])
 }
 
-pub(crate) fn by_job_prefix(job: u32) -> Vec<u8> {
-    job.to_be_bytes().to_vec()
+pub(crate) fn by_job_prefix(job: u32) -> Key {
+    Key::of(&[&job.to_be_bytes()])
 }
 
-pub(crate) fn by_job(job: u32, id: RunId) -> Vec<u8> {
-    joined(&[&job.to_be_bytes(), id.as_bytes()])
+pub(crate) fn by_job(job: u32, id: RunId) -> Key {
+    Key::of(&[&job.to_be_bytes(), id.as_bytes()])
 }
 
 /// Lengths before the texts, so that no text can pass for another with a different split.
-pub(crate) fn by_label_prefix(key: &str, value: &str) -> Vec<u8> {
-    joined(&[&length(key), key.as_bytes(), &length(value), value.as_bytes()])
+pub(crate) fn by_label_prefix(key: &str, value: &str) -> Key {
+    Key::of(&[&length(key), key.as_bytes(), &length(value), value.as_bytes()])
 }
 
-pub(crate) fn by_label(key: &str, value: &str, id: RunId) -> Vec<u8> {
-    joined(&[&length(key), key.as_bytes(), &length(value), value.as_bytes(), id.as_bytes()])
+pub(crate) fn by_label(key: &str, value: &str, id: RunId) -> Key {
+    Key::of(&[&length(key), key.as_bytes(), &length(value), value.as_bytes(), id.as_bytes()])
 }
 
-pub(crate) fn idempotency(job: u32, key: &str) -> Vec<u8> {
-    joined(&[&job.to_be_bytes(), key.as_bytes()])
+pub(crate) fn idempotency(job: u32, key: &str) -> Key {
+    Key::of(&[&job.to_be_bytes(), key.as_bytes()])
 }
 
 /// Terminal runs in order of their end: what retention walks.
-pub(crate) fn ended(at: Timestamp, id: RunId) -> Vec<u8> {
-    joined(&[&at.as_millis().to_be_bytes(), id.as_bytes()])
+pub(crate) fn ended(at: Timestamp, id: RunId) -> Key {
+    Key::of(&[&at.as_millis().to_be_bytes(), id.as_bytes()])
 }
 
 pub(crate) fn read_ended(key: &[u8]) -> Option<(Timestamp, RunId)> {
@@ -87,14 +167,6 @@ pub(crate) fn show(key: &[u8]) -> String {
 
 fn length(text: &str) -> [u8; 2] {
     u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes()
-}
-
-fn joined(parts: &[&[u8]]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-    for part in parts {
-        key.extend_from_slice(part);
-    }
-    key
 }
 
 #[cfg(test)]

@@ -46,10 +46,22 @@ impl Corrupted {
 /// The mirror structs hold nothing that bincode can't write, so the encoder has no failure to report; should one appear,
 /// the record is empty and its checksum still right, and reading it says `Corrupted`.
 pub(crate) fn seal<H: Serialize>(header: &H, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(ENVELOPE + 64 + payload.len());
+    // Nearly every header fits, and then the record is made in one piece of memory, just large enough.
+    let mut short = [0; 256];
+    match bincode::serde::encode_into_slice(header, &mut short, bincode::config::standard()) {
+        Ok(length) => sealed(&short[..length], payload),
+        Err(_) => {
+            let encoded = bincode::serde::encode_to_vec(header, bincode::config::standard());
+            debug_assert!(encoded.is_ok(), "a mirror struct that bincode can't write");
+            sealed(&encoded.unwrap_or_default(), payload)
+        }
+    }
+}
+
+fn sealed(header: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(ENVELOPE + header.len() + payload.len());
     out.extend_from_slice(&[RECORD_VERSION, 0, 0, 0, 0]);
-    let written = bincode::serde::encode_into_std_write(header, &mut out, bincode::config::standard());
-    debug_assert!(written.is_ok(), "a mirror struct that bincode can't write");
+    out.extend_from_slice(header);
     out.extend_from_slice(payload);
     let crc = crc32c::crc32c(&out[ENVELOPE..]);
     out[1..ENVELOPE].copy_from_slice(&crc.to_le_bytes());

@@ -212,16 +212,23 @@ impl Disk {
         let mut next_blob = self.next_blob;
         if !stage.is_empty() {
             let mut builder = RowBuilder::with_capacity(stage.bytes() + stage.rows() * 7, stage.rows());
-            for (table, key, slot) in stage.iter() {
-                match &slot.value {
+            let mut push = |table, key: &[u8], value: Option<&[u8]>, fresh| -> Result<(), Fault> {
+                match value {
                     Some(value) if value.len() > INLINE_BYTES_MAX => {
                         let reference = BlobRef { id: next_blob, bytes: value.len() as u32 };
                         next_blob += 1;
-                        txn.open_table(BLOBS)?.insert(reference.id, &value[..])?;
-                        builder.push(table, key, Some(&reference.to_value()), slot.fresh);
+                        txn.open_table(BLOBS)?.insert(reference.id, value)?;
+                        builder.push(table, key, Some(&reference.to_value()), fresh);
                     }
-                    value => builder.push(table, key, value.as_deref(), slot.fresh),
+                    value => builder.push(table, key, value, fresh),
                 }
+                Ok(())
+            };
+            for (table, key, slot) in stage.iter() {
+                push(table, key, slot.value.as_deref(), slot.fresh)?;
+            }
+            for (key, value) in stage.steps() {
+                push(Table::Steps, &key, value.map(|value| &value[..]), false)?;
             }
             let built = builder.finish(next_sequence, last_id);
             txn.open_table(JOURNAL)?.insert(group, &built.bytes[..])?;

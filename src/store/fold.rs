@@ -1,7 +1,7 @@
 //! Folding: moving the journal's older records into their tables, in slices that ride on commits.
 //!
-//! A round takes every record up to a group. First the rows go into their tables in key order, a slice a commit; then the
-//! blobs that nothing refers to any more are freed; then the journal's rows are removed, oldest first. A crash between any
+//! A round takes every record up to a group. First the rows go into their tables in key order, a slice a commit, and the
+//! steps into their blocks; then the blobs that nothing refers to any more are freed; then the journal's rows are removed, oldest first. A crash between any
 //! two slices leaves journal rows whose records are in the tables already: replaying them writes the same again. A blob
 //! that only the journal refers to is freed before the row that does goes, since the replay of that row is what finds it.
 
@@ -11,9 +11,11 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::Fault;
+use super::steps::{self, Folded, StepSlot};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::tail::Tail;
 use crate::codec::BlobRef;
+use crate::codec::keys::Key;
 use crate::id::RunId;
 use crate::limits::{FOLD_BYTES_MAX, FOLD_ROWS_MAX};
 
@@ -26,7 +28,15 @@ pub(crate) struct Round {
 
 #[derive(Debug, Clone)]
 enum Phase {
-    Rows { table: usize, after: Option<Bytes> },
+    Rows {
+        table: usize,
+        after: Option<Key>,
+    },
+    /// Steps, from this one of this run on.
+    Steps {
+        run: RunId,
+        index: u32,
+    },
     Orphans,
     Journal,
     Done,
@@ -56,7 +66,8 @@ impl std::ops::Mul<usize> for Size {
 /// What a slice did: the tail forgets it once the slice is committed.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    slots: Vec<(Table, Bytes, u64)>,
+    slots: Vec<(Table, Key, u64)>,
+    steps: Vec<Folded>,
     removed_upto: Option<u64>,
     next: Round,
 }
@@ -88,9 +99,10 @@ impl Round {
         watermark: Watermark,
         size: Size,
     ) -> Result<Slice, Fault> {
-        let mut slice = Slice { slots: Vec::new(), removed_upto: None, next: self.clone() };
+        let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone() };
         match &self.phase {
             Phase::Rows { table, after } => slice.fold_rows(txn, tail, *table, after.clone(), size)?,
+            Phase::Steps { run, index } => slice.fold_steps(txn, tail, (*run, *index), size)?,
             Phase::Orphans => {
                 let mut blobs = txn.open_table(BLOBS)?;
                 for blob in tail.orphans(self.upto) {
@@ -118,12 +130,13 @@ impl Slice {
         txn: &WriteTransaction,
         tail: &Tail,
         first_table: usize,
-        after: Option<Bytes>,
+        after: Option<Key>,
         size: Size,
     ) -> Result<(), Fault> {
         let mut after = after;
         let (mut rows, mut bytes) = (0, 0);
         for (at, table) in Table::ALL.into_iter().enumerate().skip(first_table) {
+            // The layer of steps is empty: they follow in a phase of their own.
             let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
             let due =
                 tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
@@ -151,7 +164,65 @@ impl Slice {
                 self.slots.push((table, key.clone(), slot.group));
             }
         }
-        self.next.phase = Phase::Orphans;
+        self.next.phase = Phase::Steps { run: RunId::MIN, index: 0 };
+        Ok(())
+    }
+
+    fn fold_steps(
+        &mut self,
+        txn: &WriteTransaction,
+        tail: &Tail,
+        (first_run, first_index): (RunId, u32),
+        size: Size,
+    ) -> Result<(), Fault> {
+        let upto = self.next.upto;
+        let (mut rows, mut bytes) = (0, 0);
+        let mut opened = None;
+        let mut freed = Vec::new();
+        let mut next = Phase::Orphans;
+        for (run, steps) in tail.steps_from(first_run) {
+            let from = if run == first_run { first_index } else { 0 };
+            if rows >= size.rows || bytes >= size.bytes {
+                next = Phase::Steps { run, index: from };
+                break;
+            }
+            let cleared = steps.cleared().is_some_and(|group| group <= upto);
+            let mut slots: Vec<&StepSlot> = Vec::new();
+            let due = steps.slots().iter().filter(|slot| slot.index >= from && slot.group <= upto);
+            for slot in due {
+                if rows >= size.rows || bytes >= size.bytes {
+                    next = Phase::Steps { run, index: slot.index };
+                    break;
+                }
+                rows += 1;
+                bytes += slot.value.as_ref().map_or(0, Bytes::len);
+                slots.push(slot);
+            }
+            if !cleared && slots.is_empty() {
+                continue;
+            }
+            let table = match &mut opened {
+                Some(table) => table,
+                none => none.insert(txn.open_table(Table::Steps.definition())?),
+            };
+            if cleared {
+                rows += 1;
+                steps::clear_blocks(table, run, steps.slots(), &mut freed)?;
+            }
+            steps::fold_into_blocks(table, run, &slots, &mut freed)?;
+            let range = slots.first().zip(slots.last()).map(|(first, last)| (first.index, last.index));
+            self.steps.push(Folded { run, cleared, range });
+            if matches!(next, Phase::Steps { .. }) {
+                break;
+            }
+        }
+        if !freed.is_empty() {
+            let mut blobs = txn.open_table(BLOBS)?;
+            for blob in freed {
+                blobs.remove(blob)?;
+            }
+        }
+        self.next.phase = next;
         Ok(())
     }
 
@@ -159,6 +230,9 @@ impl Slice {
     pub(crate) fn committed(self, tail: &mut Tail) -> Round {
         for (table, key, group) in &self.slots {
             tail.folded(*table, key, *group);
+        }
+        for done in &self.steps {
+            tail.folded_steps(done, self.next.upto);
         }
         if let Some(upto) = self.removed_upto {
             tail.removed(upto);

@@ -2,13 +2,15 @@
 //!
 //! `version u8, crc32c u32, next sequence u64, last run id 16 bytes`, then records: `tag u8, key length u16, key`, and
 //! for a put `value length u32, value`. Numbers are little endian; the tag is the table, with [`DELETE`] set for a
-//! tombstone. The checksum covers everything after itself. The group's number is the row's key and is not repeated.
+//! tombstone. A step's key is its run and index; the run alone, with a tombstone, stands for all of its steps. The checksum covers everything after itself. The group's number is the row's key and is not repeated.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::steps::Change;
 use super::tables::Table;
+use crate::codec::keys;
 use crate::id::RunId;
 
 const VERSION: u8 = 1;
@@ -87,6 +89,17 @@ impl RowBuilder {
     }
 }
 
+/// What a record of a step says; `None` where its key is none of a step.
+pub(crate) fn step_change(key: &[u8], value: Option<Bytes>) -> Option<(RunId, Change)> {
+    if value.is_none()
+        && let Some(run) = RunId::from_slice(key)
+    {
+        return Some((run, Change::Clear));
+    }
+    let (run, index) = keys::read_step(key)?;
+    Some((run, value.map_or(Change::Remove(index), |value| Change::Put(index, value))))
+}
+
 /// Reads a row back; the reason where it can't be.
 pub(crate) fn read(bytes: &[u8]) -> Result<Row, &'static str> {
     let bytes = Bytes::copy_from_slice(bytes);
@@ -114,6 +127,10 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Row, &'static str> {
             let length = u32::from_le_bytes(bytes[at].try_into().map_err(|_| "record cut")?);
             Some(reader.take(length as usize).ok_or("value cut")?)
         };
+        if table == Table::Steps && step_change(&bytes[key.clone()], value.clone().map(|at| bytes.slice(at))).is_none()
+        {
+            return Err("a step without run and index");
+        }
         // What stands in a row found on disk may have been folded in part already.
         entries.push(Entry { table, key, value, fresh: false });
     }
@@ -142,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_row_reads_back_as_written(
-            records in proptest::collection::vec(
+            mut records in proptest::collection::vec(
                 (0u8..12, proptest::collection::vec(any::<u8>(), 0..40), proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300))),
                 0..20,
             ),
@@ -150,7 +167,10 @@ mod tests {
             last: u128,
         ) {
             let mut builder = RowBuilder::with_capacity(0, 0);
-            for (table, key, value) in &records {
+            for (table, key, value) in &mut records {
+                if *table == Table::Steps as u8 {
+                    key.resize(if value.is_none() && key.len() < 16 { 16 } else { 20 }, 0);
+                }
                 builder.push(Table::from_byte(*table).expect("in range"), key, value.as_deref(), false);
             }
             let row = builder.finish(sequence, RunId::numbered(last));

@@ -20,6 +20,7 @@ mod query;
 pub(crate) mod read;
 mod reserve;
 mod stage;
+mod steps;
 pub(crate) mod tables;
 mod tail;
 mod view;

@@ -11,7 +11,7 @@ use super::read::{Names, assemble, names, rowset};
 use super::tables::Table;
 use super::view::{Direction, Rows, View};
 use super::{Fault, Store};
-use crate::codec::keys;
+use crate::codec::keys::{self, Key};
 use crate::error::Error;
 use crate::id::RunId;
 use crate::run::{Run, RunFilter};
@@ -22,7 +22,7 @@ const SEEKS_MAX: usize = 2_000;
 /// A condition: any of these prefixes of an index.
 struct Source {
     table: Table,
-    prefixes: Vec<Vec<u8>>,
+    prefixes: Vec<Key>,
 }
 
 impl Source {
@@ -30,7 +30,7 @@ impl Source {
     fn seek(&self, view: &View<'_>, upto: RunId) -> Result<Option<RunId>, Fault> {
         let mut best = None;
         for prefix in &self.prefixes {
-            let mut upper = prefix.clone();
+            let mut upper = prefix.to_vec();
             upper.extend_from_slice(upto.as_bytes());
             let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
             let found = view.first(self.table, range, Direction::Backward)?;
@@ -119,7 +119,7 @@ impl Search {
             sources.push(Source { table: Table::ByLabel, prefixes: vec![keys::by_label_prefix(key, value)] });
         }
         if sources.is_empty() {
-            sources.push(Source { table: Table::Runs, prefixes: vec![Vec::new()] });
+            sources.push(Source { table: Table::Runs, prefixes: vec![Key::from(&[][..])] });
         }
         Some(sources)
     }

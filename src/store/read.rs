@@ -78,8 +78,8 @@ impl Store {
     pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
         self.read(move |view| {
             let mut steps = Vec::new();
-            view.scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
-                steps.push(step_info(run, key, &row)?);
+            view.steps(run, &mut |index, row| {
+                steps.push(step_info(run, index, &row)?);
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -105,9 +105,8 @@ impl Store {
         self.read(move |view| {
             let mut steps = Vec::new();
             let mut kept = 0;
-            view.scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
-                let (record, output) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
-                let (_, index) = keys::read_step(key).ok_or_else(|| Corrupted::new(Table::Steps, key, "not a step"))?;
+            view.steps(run, &mut |index, row| {
+                let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
                 let outcome = match record.error {
                     Some(error) => ReplayOutcome::Failed(error),
                     None if output.len() <= REPLAY_INLINE_BYTES_MAX && kept + output.len() <= REPLAY_BYTES_MAX => {
@@ -128,8 +127,7 @@ impl Store {
     pub(crate) async fn step_output(&self, run: RunId, index: u32) -> Result<Bytes, Error> {
         self.read(move |view| {
             let key = keys::of_run(run, index);
-            let row =
-                view.get(Table::Steps, &key)?.ok_or_else(|| Corrupted::new(Table::Steps, &key, "row is missing"))?;
+            let row = view.step(run, index)?.ok_or_else(|| Corrupted::new(Table::Steps, &key, "row is missing"))?;
             Ok(codec::open::<StepRecord>(Table::Steps, &key, &row)?.1)
         })
         .await
@@ -206,9 +204,9 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
     })
 }
 
-fn step_info(run: RunId, key: &[u8], row: &Bytes) -> Result<StepInfo, Fault> {
+fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
+    let key = &keys::of_run(run, index)[..];
     let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
-    let (_, index) = keys::read_step(key).ok_or_else(|| Corrupted::new(Table::Steps, key, "not a step"))?;
     let failed = record.error.is_some();
     Ok(StepInfo {
         run_id: run,

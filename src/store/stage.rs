@@ -2,12 +2,17 @@
 
 use bytes::Bytes;
 
+use super::steps::Change;
 use super::tables::Table;
 use super::tail::{Layer, Slot};
+use crate::codec::keys::{self, Key};
+use crate::id::RunId;
 
 #[derive(Debug, Default)]
 pub(crate) struct Stage {
     layers: [Layer; Table::ALL.len()],
+    /// In the order in which they were made.
+    steps: Vec<(RunId, Change)>,
     rows: usize,
     bytes: usize,
 }
@@ -18,21 +23,28 @@ impl Stage {
     }
 
     /// A row whose key was never used before, in this file's whole life.
-    pub(crate) fn insert(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
-        self.set(table, key, Slot { group: 0, value: Some(value.into()), fresh: true });
+    pub(crate) fn insert(&mut self, table: Table, key: impl Into<Key>, value: impl Into<Bytes>) {
+        self.set(table, key.into(), Slot { group: 0, value: Some(value.into()), fresh: true });
     }
 
     /// A row whose key may have been used.
-    pub(crate) fn put(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
-        self.set(table, key, Slot { group: 0, value: Some(value.into()), fresh: false });
+    pub(crate) fn put(&mut self, table: Table, key: impl Into<Key>, value: impl Into<Bytes>) {
+        self.set(table, key.into(), Slot { group: 0, value: Some(value.into()), fresh: false });
     }
 
-    pub(crate) fn delete(&mut self, table: Table, key: Vec<u8>) {
-        self.set(table, key, Slot { group: 0, value: None, fresh: false });
+    pub(crate) fn delete(&mut self, table: Table, key: impl Into<Key>) {
+        self.set(table, key.into(), Slot { group: 0, value: None, fresh: false });
     }
 
-    fn set(&mut self, table: Table, key: Vec<u8>, mut slot: Slot) {
-        let key = Bytes::from(key);
+    /// Changes the steps of a run.
+    pub(crate) fn change_steps(&mut self, run: RunId, change: Change) {
+        self.rows += 1;
+        self.bytes += RunId::BYTES + 4 + if let Change::Put(_, value) = &change { value.len() } else { 0 };
+        self.steps.push((run, change));
+    }
+
+    fn set(&mut self, table: Table, key: Key, mut slot: Slot) {
+        debug_assert!(table != Table::Steps, "steps are changed by change_steps");
         let layer = &mut self.layers[table as usize];
         self.rows += 1;
         self.bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
@@ -54,14 +66,27 @@ impl Stage {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.layers.iter().all(Layer::is_empty)
+        self.steps.is_empty() && self.layers.iter().all(Layer::is_empty)
     }
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Table, &Bytes, &Slot)> {
+    /// What the group does to the steps of a run.
+    pub(crate) fn steps_of(&self, run: RunId) -> impl Iterator<Item = &Change> {
+        self.steps.iter().filter(move |(of, _)| *of == run).map(|(_, change)| change)
+    }
+
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (Key, Option<&Bytes>)> {
+        self.steps.iter().map(|(run, change)| match change {
+            Change::Put(index, value) => (keys::of_run(*run, *index), Some(value)),
+            Change::Remove(index) => (keys::of_run(*run, *index), None),
+            Change::Clear => (keys::run(*run), None),
+        })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Table, &Key, &Slot)> {
         Table::ALL.into_iter().flat_map(|table| self.layer(table).iter().map(move |(key, slot)| (table, key, slot)))
     }
 }

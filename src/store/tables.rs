@@ -9,7 +9,7 @@
 //! | [`Table::Runs`] | run | `RunRecord`, payload the input |
 //! | [`Table::States`] | run | `StateRecord` |
 //! | [`Table::Outputs`] | run | payload the output |
-//! | [`Table::Steps`] | run, index `u32` | `StepRecord`, payload the step's output |
+//! | [`Table::Steps`] | run, lowest index `u32` | a block of steps (see [`steps`](super::steps)), each a `StepRecord`, payload its output |
 //! | [`Table::Logs`] | run, line `u32` | `LogRecord`, payload the fields |
 //! | [`Table::Idempotency`] | job `u32`, key | run |
 //! | [`Table::ByStatus`] | status `u8`, run | pending: `LineRecord`; else – |

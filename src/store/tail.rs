@@ -9,13 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::journal::Row;
+use super::steps::{Folded, TailSteps};
 use super::tables::Table;
 use crate::codec::BlobRef;
+use crate::codec::keys::Key;
 use crate::id::RunId;
 use crate::time::Timestamp;
 
 /// One logical table's rows in a layer above the table on disk.
-pub(crate) type Layer = BTreeMap<Bytes, Slot>;
+pub(crate) type Layer = BTreeMap<Key, Slot>;
 
 /// The newest record of a key.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     layers: [Layer; Table::ALL.len()],
+    /// Steps have no layer.
+    steps: BTreeMap<RunId, TailSteps>,
     groups: VecDeque<Group>,
     bytes: usize,
     /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
@@ -103,25 +107,41 @@ impl Tail {
         };
     }
 
+    /// What the tail has of a run's steps.
+    pub(crate) fn steps_of(&self, run: RunId) -> Option<&TailSteps> {
+        self.steps.get(&run)
+    }
+
+    /// The runs that the tail has steps of, in order, from one on.
+    pub(crate) fn steps_from(&self, run: RunId) -> impl Iterator<Item = (RunId, &TailSteps)> {
+        self.steps.range(run..).map(|(run, steps)| (*run, steps))
+    }
+
     /// Takes up a committed row.
     pub(crate) fn add(&mut self, group: u64, row: &Row, at: Duration) {
         self.groups.push_back(Group { number: group, bytes: row.bytes.len(), at });
         self.bytes += row.bytes.len();
         for entry in &row.entries {
-            let key = row.bytes.slice(entry.key.clone());
+            let key = &row.bytes[entry.key.clone()];
             let value = entry.value.clone().map(|range| row.bytes.slice(range));
+            if entry.table == Table::Steps {
+                if let Some((run, change)) = super::journal::step_change(key, value) {
+                    self.steps.entry(run).or_default().apply(group, change, &mut self.orphans);
+                }
+                continue;
+            }
             let layer = &mut self.layers[entry.table as usize];
             let mut fresh = entry.fresh;
-            if let Some(old) = layer.get(&key) {
+            if let Some(old) = layer.get(key) {
                 fresh = old.fresh;
                 if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
                     self.orphans.push((old.group, blob.id));
                 }
             }
             if value.is_none() && fresh {
-                layer.remove(&key);
+                layer.remove(key);
             } else {
-                layer.insert(key, Slot { group, value, fresh });
+                layer.insert(key.into(), Slot { group, value, fresh });
             }
         }
     }
@@ -134,6 +154,16 @@ impl Tail {
                 layer.remove(key);
             } else {
                 slot.fresh = false;
+            }
+        }
+    }
+
+    /// Steps of a run were folded, as of group `upto`.
+    pub(crate) fn folded_steps(&mut self, done: &Folded, upto: u64) {
+        if let Some(steps) = self.steps.get_mut(&done.run) {
+            steps.folded(done, upto);
+            if steps.is_empty() {
+                self.steps.remove(&done.run);
             }
         }
     }

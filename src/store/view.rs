@@ -14,15 +14,20 @@ use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::Fault;
 use super::stage::Stage;
+use super::steps::{Change, Indexed, TailSteps, read_block};
 use super::tables::{BLOBS, Table};
 use super::tail::{Layer, Live, Slot, Tail};
-use crate::codec::{BlobRef, Corrupted, keys};
+use crate::codec::keys::{self, Key};
+use crate::codec::{BlobRef, Corrupted};
 use crate::id::RunId;
 
 type RawTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// What a scan does with each row.
 pub(crate) type Visit<'v> = dyn FnMut(&[u8], Bytes) -> Result<ControlFlow<()>, Fault> + 'v;
+
+/// What is done with each step of a run.
+pub(crate) type VisitStep<'v> = dyn FnMut(u32, Bytes) -> Result<ControlFlow<()>, Fault> + 'v;
 
 /// Which way a scan goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +54,12 @@ pub(crate) trait Rows {
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         self.scan(table, (Bound::Included(prefix), upper), Direction::Forward, visit)
     }
+
+    /// Visits the steps of a run by index, each with its record, until told to stop.
+    fn steps(&self, run: RunId, visit: &mut VisitStep<'_>) -> Result<(), Fault>;
+
+    /// The record of one step.
+    fn step(&self, run: RunId, index: u32) -> Result<Option<Bytes>, Fault>;
 
     /// The keys that begin with a prefix. Values are not looked at, so none can be found corrupted.
     fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault>;
@@ -144,6 +155,72 @@ impl<'a> View<'a> {
         self.walk(stage, table, range, direction, &mut |key, value| visit(key, self.resolved(table, key, value)?))
     }
 
+    /// A run's steps as they stand, with references where records are large.
+    fn all_steps(&self, stage: Option<&Stage>, run: RunId) -> Result<Vec<Indexed>, Fault> {
+        let tail = self.tail.steps_of(run);
+        let mut steps = Vec::new();
+        if !tail.is_some_and(TailSteps::hides_table) {
+            let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
+            for row in self.table(Table::Steps)?.range::<&[u8]>(&first[..]..=&last[..])? {
+                let (key, block) = row?;
+                steps.append(&mut read_block(key.value(), &Bytes::copy_from_slice(block.value()))?);
+            }
+        }
+        let slots = tail.map_or(&[][..], TailSteps::slots);
+        // Mostly what is in the tail comes after all that is in the table.
+        for slot in slots {
+            set_step(&mut steps, slot.index, slot.value.clone());
+        }
+        for change in stage.into_iter().flat_map(|stage| stage.steps_of(run)) {
+            match change {
+                Change::Put(index, value) => set_step(&mut steps, *index, Some(value.clone())),
+                Change::Remove(index) => set_step(&mut steps, *index, None),
+                Change::Clear => steps.clear(),
+            }
+        }
+        Ok(steps)
+    }
+
+    fn visit_steps(&self, stage: Option<&Stage>, run: RunId, visit: &mut VisitStep<'_>) -> Result<(), Fault> {
+        for (index, record) in self.all_steps(stage, run)? {
+            let record = self.resolved(Table::Steps, &keys::of_run(run, index), record)?;
+            if visit(index, record)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One step, found without reading the others where it is in no group that is being built.
+    fn one_step(&self, stage: Option<&Stage>, run: RunId, index: u32) -> Result<Option<Bytes>, Fault> {
+        if stage.is_some_and(|stage| stage.steps_of(run).next().is_some()) {
+            let steps = self.all_steps(stage, run)?;
+            let found = steps.binary_search_by_key(&index, |(index, _)| *index).ok();
+            return found
+                .map(|at| self.resolved(Table::Steps, &keys::of_run(run, index), steps[at].1.clone()))
+                .transpose();
+        }
+        let key = keys::of_run(run, index);
+        let tail = self.tail.steps_of(run);
+        if let Some(steps) = tail
+            && let Ok(at) = steps.slots().binary_search_by_key(&index, |slot| slot.index)
+        {
+            let value = steps.slots()[at].value.clone();
+            return value.map(|value| self.resolved(Table::Steps, &key, value)).transpose();
+        }
+        if tail.is_some_and(TailSteps::hides_table) {
+            return Ok(None);
+        }
+        let first = keys::of_run(run, 0);
+        let Some(floor) = self.table(Table::Steps)?.range::<&[u8]>(&first[..]..=&key[..])?.next_back() else {
+            return Ok(None);
+        };
+        let (at, block) = floor?;
+        let steps = read_block(at.value(), &Bytes::copy_from_slice(block.value()))?;
+        let found = steps.into_iter().find(|(of, _)| *of == index);
+        found.map(|(_, record)| self.resolved(Table::Steps, &key, record)).transpose()
+    }
+
     /// Visits the rows as they stand, with references where values are large.
     fn walk(
         &self,
@@ -180,9 +257,9 @@ impl<'a> View<'a> {
                 Direction::Forward => a.min(b),
                 Direction::Backward => a.max(b),
             });
-            let Some(nearest) = nearest.map(Bytes::copy_from_slice) else { return Ok(()) };
+            let Some(nearest) = nearest.map(Key::from) else { return Ok(()) };
             let mut value = None;
-            if row.as_ref().is_some_and(|(key, _)| key.value() == nearest) {
+            if row.as_ref().is_some_and(|(key, _)| key.value() == &nearest[..]) {
                 value = row.as_ref().map(|(_, value)| Bytes::copy_from_slice(value.value()));
                 row = next_base()?;
             }
@@ -203,7 +280,29 @@ impl<'a> View<'a> {
     }
 }
 
+fn set_step(steps: &mut Vec<Indexed>, index: u32, value: Option<Bytes>) {
+    if let Some(value) = &value
+        && steps.last().is_none_or(|(last, _)| *last < index)
+    {
+        return steps.push((index, value.clone()));
+    }
+    match (steps.binary_search_by_key(&index, |(index, _)| *index), value) {
+        (Ok(at), Some(value)) => steps[at].1 = value,
+        (Err(at), Some(value)) => steps.insert(at, (index, value)),
+        (Ok(at), None) => drop(steps.remove(at)),
+        (Err(_), None) => {}
+    }
+}
+
 impl Rows for View<'_> {
+    fn steps(&self, run: RunId, visit: &mut VisitStep<'_>) -> Result<(), Fault> {
+        self.visit_steps(None, run, visit)
+    }
+
+    fn step(&self, run: RunId, index: u32) -> Result<Option<Bytes>, Fault> {
+        self.one_step(None, run, index)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.get_over(None, table, key)
     }
@@ -230,6 +329,14 @@ pub(crate) struct Staged<'v, 'a> {
 }
 
 impl Rows for Staged<'_, '_> {
+    fn steps(&self, run: RunId, visit: &mut VisitStep<'_>) -> Result<(), Fault> {
+        self.view.visit_steps(Some(self.stage), run, visit)
+    }
+
+    fn step(&self, run: RunId, index: u32) -> Result<Option<Bytes>, Fault> {
+        self.view.one_step(Some(self.stage), run, index)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.view.get_over(Some(self.stage.layer(table)), table, key)
     }
@@ -251,7 +358,7 @@ impl Rows for Staged<'_, '_> {
 
 /// One layer's rows of a range, in a direction.
 struct Walk<'l> {
-    rows: std::collections::btree_map::Range<'l, Bytes, Slot>,
+    rows: std::collections::btree_map::Range<'l, Key, Slot>,
     direction: Direction,
 }
 
@@ -260,7 +367,7 @@ impl<'l> Walk<'l> {
         Walk { rows: layer.range::<[u8], _>(range), direction }
     }
 
-    fn next(&mut self) -> Option<(&'l Bytes, &'l Slot)> {
+    fn next(&mut self) -> Option<(&'l Key, &'l Slot)> {
         match self.direction {
             Direction::Forward => self.rows.next(),
             Direction::Backward => self.rows.next_back(),

@@ -9,10 +9,11 @@ use redb::ReadableTableMetadata;
 
 use super::*;
 use crate::store::backend::SharedMemory;
+use crate::store::steps::{Change, read_block};
 use crate::store::view::{Direction, Rows};
 use crate::time::SystemClock;
 
-const TABLES: [Table; 3] = [Table::States, Table::Steps, Table::Tallies];
+const TABLES: [Table; 3] = [Table::States, Table::Outputs, Table::Tallies];
 /// Few, so that they collide; of several lengths, so that ranges cut between them.
 const KEYS: [&[u8]; 6] = [b"", b"a", b"ab", b"b", b"b\xff", b"\xff\xff"];
 
@@ -23,6 +24,8 @@ type Model = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 enum Act {
     /// One commit of these changes: table, key, and a value's length or a deletion.
     Commit(Vec<(usize, usize, Option<usize>)>),
+    /// One commit of these changes to steps: run, index, and a record's length or a removal; index 9 stands for all of them.
+    Steps(Vec<(u128, u32, Option<usize>)>),
     /// A round over all that the tail holds begins, if none is under way.
     BeginRound,
     /// Empty commits, each a slice.
@@ -39,9 +42,11 @@ enum Act {
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     // A blob, a value just at the border, and a small one.
     let length = prop_oneof![4 => 0..40usize, 1 => Just(INLINE_BYTES_MAX), 3 => INLINE_BYTES_MAX + 1..40 << 10];
+    let step = (0..2u128, prop_oneof![9 => 0..6u32, 1 => Just(9)], proptest::option::weighted(0.8, length.clone()));
     let change = (0..TABLES.len(), 0..KEYS.len(), proptest::option::weighted(0.6, length));
     let act = prop_oneof![
         8 => proptest::collection::vec(change, 1..6).prop_map(Act::Commit),
+        8 => proptest::collection::vec(step, 1..8).prop_map(Act::Steps),
         3 => Just(Act::BeginRound),
         5 => (1..4usize).prop_map(Act::Slices),
         1 => Just(Act::FoldAll),
@@ -55,6 +60,7 @@ struct Pair {
     memory: SharedMemory,
     disk: Option<Disk>,
     model: Model,
+    steps: BTreeMap<(RunId, u32), Vec<u8>>,
     slice: Size,
     sequence: u64,
     id: u128,
@@ -67,7 +73,17 @@ impl Pair {
         let memory = SharedMemory::default();
         let slice = Size { rows, bytes: 30 << 10 };
         let disk = open(&memory, slice);
-        Pair { memory, disk: Some(disk), model: Model::new(), slice, sequence: 1, id: 0, writes: 0, looks: 0 }
+        Pair {
+            memory,
+            disk: Some(disk),
+            model: Model::new(),
+            steps: BTreeMap::new(),
+            slice,
+            sequence: 1,
+            id: 0,
+            writes: 0,
+            looks: 0,
+        }
     }
 
     fn disk(&mut self) -> &mut Disk {
@@ -77,6 +93,7 @@ impl Pair {
     fn act(&mut self, act: &Act) {
         match act {
             Act::Commit(changes) => self.commit(changes, changes.len() as u64 % 3),
+            Act::Steps(changes) => self.change_steps(changes),
             Act::BeginRound => {
                 let disk = self.disk();
                 if disk.fold.is_none() {
@@ -106,7 +123,7 @@ impl Pair {
             match length {
                 None => {
                     self.model.remove(&(table, key.clone()));
-                    stage.delete(table, key);
+                    stage.delete(table, &key[..]);
                 }
                 Some(length) => {
                     // Values begin with a version, as records do, and no two are equal.
@@ -114,19 +131,47 @@ impl Pair {
                     let value = [&[1, self.writes][..], &vec![7; *length]].concat();
                     let old = self.model.insert((table, key.clone()), value.clone());
                     match old {
-                        Some(_) => stage.put(table, key, value),
-                        None => stage.insert(table, key, value),
+                        Some(_) => stage.put(table, &key[..], value),
+                        None => stage.insert(table, &key[..], value),
                     }
                 }
             }
         }
-        self.id += u128::from(!changes.is_empty());
+        self.write(&stage, events, !changes.is_empty());
+    }
+
+    fn change_steps(&mut self, changes: &[(u128, u32, Option<usize>)]) {
+        let mut stage = Stage::default();
+        for (run, index, length) in changes {
+            let (run, index) = (RunId::numbered(*run), *index);
+            match length {
+                _ if index == 9 => {
+                    self.steps.retain(|(of, _), _| *of != run);
+                    stage.change_steps(run, Change::Clear);
+                }
+                None => {
+                    self.steps.remove(&(run, index));
+                    stage.change_steps(run, Change::Remove(index));
+                }
+                Some(length) => {
+                    self.writes = self.writes.wrapping_add(1);
+                    let value = [&[1, self.writes][..], &vec![7; *length]].concat();
+                    self.steps.insert((run, index), value.clone());
+                    stage.change_steps(run, Change::Put(index, value.into()));
+                }
+            }
+        }
+        self.write(&stage, 0, true);
+    }
+
+    fn write(&mut self, stage: &Stage, events: u64, changed: bool) {
+        self.id += u128::from(changed);
         // Changes that undo one another leave nothing to write, and then no numbers are used.
         let events = if stage.is_empty() { 0 } else { events };
         self.sequence += events;
         let id = RunId::numbered(self.id);
         let group = self.disk().next_group();
-        self.disk().commit(&stage, events, id, Vec::new()).expect("commits");
+        self.disk().commit(stage, events, id, Vec::new()).expect("commits");
         assert_eq!(self.disk().has_group(group), !stage.is_empty());
     }
 
@@ -137,6 +182,20 @@ impl Pair {
         assert_eq!((disk.next_sequence(), disk.last_id().max(id)), (sequence, id));
         let view = disk.shared.view().expect("view");
         assert_eq!(view.sequence(), sequence - 1);
+        for run in [0, 1].map(RunId::numbered) {
+            let mut found = Vec::new();
+            view.steps(run, &mut |index, record| {
+                found.push(((run, index), record.to_vec()));
+                Ok(ControlFlow::Continue(()))
+            })
+            .expect("reads");
+            let expected = self.steps.iter().filter(|((of, _), _)| *of == run);
+            assert!(found.iter().map(|(at, record)| (at, record)).eq(expected), "steps of {run}");
+            for index in 0..6 {
+                let expected = self.steps.get(&(run, index)).map(|record| &record[..]);
+                assert!(view.step(run, index).expect("reads").as_deref() == expected, "step {index} of {run}");
+            }
+        }
         for table in TABLES {
             let rows = self.model.iter().filter(|((of, _), _)| *of == table);
             let rows: Vec<(&[u8], &[u8])> = rows.map(|((_, key), value)| (&key[..], &value[..])).collect();
@@ -170,7 +229,8 @@ impl Pair {
     fn check_folded(&mut self) {
         self.disk().fold_all().expect("folds");
         self.check();
-        let large = self.model.values().filter(|value| value.len() > INLINE_BYTES_MAX).count() as u64;
+        let values = || self.model.values().chain(self.steps.values());
+        let large = values().filter(|value| value.len() > INLINE_BYTES_MAX).count() as u64;
         let rows = self.model.len() as u64;
         let txn = self.disk().shared.db().expect("open").begin_read().expect("begins");
         assert_eq!(txn.open_table(BLOBS).expect("there").len().expect("counts"), large, "blobs");
@@ -178,6 +238,14 @@ impl Pair {
         let stored: u64 =
             TABLES.map(|table| txn.open_table(table.definition()).expect("there").len().expect("counts")).iter().sum();
         assert_eq!(stored, rows, "rows");
+        let blocks = txn.open_table(Table::Steps.definition()).expect("there");
+        let blocks = blocks.iter().expect("reads").map(|row| row.expect("reads"));
+        let steps = blocks.flat_map(|(key, block)| {
+            let run = crate::codec::keys::read_step(key.value()).expect("a step").0;
+            let steps = read_block(key.value(), &bytes::Bytes::copy_from_slice(block.value())).expect("a block");
+            steps.into_iter().map(move |(index, _)| (run, index))
+        });
+        assert!(steps.eq(self.steps.keys().copied()), "each step is in one block, in order");
         let disk = self.disk();
         assert!(
             disk.shared.read_tail(|tail| tail.bytes() == 0 && TABLES.iter().all(|table| tail.layer(*table).is_empty()))
@@ -338,7 +406,7 @@ fn folding_begins_with_age_and_with_size() {
     let medium = Medium::Memory(SharedMemory::default());
     let mut disk = Disk::open(medium, OpenOptions::default(), clock.clone(), false).expect("opens");
     let mut stage = Stage::default();
-    stage.put(Table::Runs, vec![1], vec![1; 10]);
+    stage.put(Table::Runs, &[1][..], vec![1; 10]);
     disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
     assert!(disk.has_tail() && !disk.wants_folding());
     clock.0.store(TAIL_AGE_FOLD.as_secs(), Ordering::Relaxed);
@@ -350,8 +418,43 @@ fn folding_begins_with_age_and_with_size() {
 
     let mut stage = Stage::default();
     for key in 0..=(TAIL_BYTES_FOLD / INLINE_BYTES_MAX) as u32 {
-        stage.insert(Table::Runs, key.to_be_bytes().to_vec(), vec![1; INLINE_BYTES_MAX]);
+        stage.insert(Table::Runs, &key.to_be_bytes()[..], vec![1; INLINE_BYTES_MAX]);
     }
     disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
     assert!(disk.wants_folding() && !disk.must_fold());
+}
+
+#[test]
+fn a_blob_recorded_after_all_steps_went_outlives_folding_both_again() {
+    for slices in 1..8 {
+        let acts = [
+            Act::Steps(vec![(0, 0, Some(3)), (0, 1, Some(BLOB))]),
+            Act::FoldAll,
+            Act::Steps(vec![(0, 9, None)]),
+            Act::Steps(vec![(0, 0, Some(BLOB)), (0, 1, Some(3)), (1, 0, Some(3))]),
+            Act::BeginRound,
+            Act::Slices(slices),
+            Act::Restart { clean: false },
+        ];
+        play(1, &acts);
+    }
+}
+
+#[test]
+fn steps_that_come_late_or_twice_have_one_place() {
+    let step = |index, length: usize| Act::Steps(vec![(0, index, Some(length))]);
+    for (name, acts) in [
+        ("between two blocks", vec![step(0, 9 << 10), Act::FoldAll, step(5, 3), Act::FoldAll, step(2, 3)]),
+        ("before the first", vec![step(4, 3), Act::FoldAll, step(1, 3), Act::FoldAll, step(0, 3)]),
+        ("again after its removal", vec![step(3, 3), Act::FoldAll, Act::Steps(vec![(0, 3, None), (0, 3, Some(4))])]),
+        ("the last of its block goes", vec![step(3, 3), Act::FoldAll, Act::Steps(vec![(0, 3, None)]), Act::FoldAll]),
+    ] {
+        eprintln!("{name}");
+        play(1, &acts);
+        for at in 0..acts.len() {
+            let mut acts = acts.clone();
+            acts.insert(at, Act::Restart { clean: false });
+            play(1, &acts);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::event::{Ended, EventKind};
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::op::{Purge, Purged, Resume, Targets};
+use crate::store::steps::Change;
 use crate::store::tables::Table;
 use crate::store::view::{Direction, Rows};
 
@@ -143,15 +144,15 @@ impl Writer {
     /// Deletes the recorded failures of the steps that `which` picks, so that they run again.
     fn clear_failures(&mut self, turn: &mut Turn<'_>, run: RunId, which: impl Fn(&str) -> bool) -> Result<(), Fault> {
         let mut cleared = Vec::new();
-        turn.rows().scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
-            let (step, _) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
+        turn.rows().steps(run, &mut |index, row| {
+            let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
             if step.error.is_some() && which(&step.key) {
-                cleared.push(key.to_vec());
+                cleared.push(index);
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for key in cleared {
-            turn.stage.delete(Table::Steps, key);
+        for index in cleared {
+            turn.stage.change_steps(run, Change::Remove(index));
         }
         Ok(())
     }
@@ -168,8 +169,12 @@ impl Writer {
     fn delete_run(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded) -> Result<(), Fault> {
         let Loaded { record, state, .. } = loaded;
         let status = loaded.status();
-        self.delete_rows_of(turn, Table::Steps, run)?;
-        self.delete_rows_of(turn, Table::Logs, run)?;
+        if state.steps_bytes > 0 {
+            turn.stage.change_steps(run, Change::Clear);
+        }
+        if state.logs.next > state.logs.first {
+            self.delete_logs(turn, run)?;
+        }
         for (key, value) in &record.labels {
             turn.stage.delete(Table::ByLabel, keys::by_label(key, value, run));
         }
@@ -196,9 +201,9 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn delete_rows_of(&mut self, turn: &mut Turn<'_>, table: Table, run: RunId) -> Result<(), Fault> {
-        for key in turn.rows().keys(table, run.as_bytes())? {
-            turn.stage.delete(table, key);
+    pub(super) fn delete_logs(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
+        for key in turn.rows().keys(Table::Logs, run.as_bytes())? {
+            turn.stage.delete(Table::Logs, &key[..]);
         }
         Ok(())
     }
@@ -260,7 +265,7 @@ impl Writer {
     pub(super) fn write_tallies(&mut self, turn: &mut Turn<'_>) {
         for job in std::mem::take(&mut turn.tallied) {
             if let Some(tally) = self.tallies.get(&job) {
-                turn.stage.put(Table::Tallies, job.to_be_bytes().to_vec(), codec::seal(tally, &[]));
+                turn.stage.put(Table::Tallies, &job.to_be_bytes()[..], codec::seal(tally, &[]));
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
+use crate::store::steps::Change;
 use crate::store::tables::Table;
 
 impl Writer {
@@ -123,7 +124,7 @@ impl Writer {
         let payload = outcome.as_ref().map_or(&[][..], |output| &output[..]);
         let value = codec::seal(&record, payload);
         body.state.steps_bytes += value.len() as u64;
-        turn.stage.insert(Table::Steps, keys::of_run(run, index), value);
+        turn.stage.change_steps(run, Change::Put(index, value.into()));
         let kind = match outcome {
             Ok(output) => {
                 body.state.steps_completed += 1;
@@ -255,11 +256,13 @@ impl Writer {
         state.ticket = None;
         state.blocked = None;
         if self.config.keep_steps == StepRetention::UntilTerminal {
-            self.delete_rows_of(turn, Table::Steps, run)?;
+            if state.steps_bytes > 0 {
+                turn.stage.change_steps(run, Change::Clear);
+            }
             state.steps_bytes = 0;
         }
         if self.config.keep_logs == LogRetention::UntilTerminal {
-            self.delete_rows_of(turn, Table::Logs, run)?;
+            self.delete_logs(turn, run)?;
             state.logs = LogTally { next: state.logs.next, first: state.logs.next, ..LogTally::default() };
         }
         turn.put_state(run, state, false);

@@ -203,12 +203,12 @@ impl Writer {
 fn summed(turn: &Turn<'_>, run: RunId, mut loaded: Loaded) -> Result<(Loaded, Sum), Fault> {
     let mut sum = Sum::default();
     let mut last: Option<StepRecord> = None;
-    turn.rows().scan_prefix(Table::Steps, run.as_bytes(), &mut |key, row| {
+    turn.rows().steps(run, &mut |index, row| {
         sum.bytes += row.len() as u64;
-        let (step, _) = codec::open::<StepRecord>(Table::Steps, key, &row)?;
+        let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
         if step.error.is_none() {
             sum.completed += 1;
-            sum.index = keys::read_step(key).map_or(sum.index, |(_, index)| index + 1);
+            sum.index = index + 1;
         }
         sum.generation = sum.generation.max(step.generation);
         last = Some(step);

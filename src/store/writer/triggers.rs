@@ -67,7 +67,7 @@ impl Writer {
         }
         let number = self.jobs.names.last_key_value().map_or(1, |(last, _)| last + 1);
         let record = codec::seal(&JobRecord { number }, &[]);
-        turn.stage.insert(Table::Jobs, name.as_bytes().to_vec(), record);
+        turn.stage.insert(Table::Jobs, name.as_bytes(), record);
         self.jobs.add(name.clone(), number);
         number
     }
@@ -266,7 +266,7 @@ impl Writer {
             turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
         }
         if let Some(idempotency) = &item.idempotency {
-            turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), keys::run(run));
+            turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
         }
         let line = LineRecord { job, key, generation: 0, crashes: 0, front: false, ticket, blocked: false };
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));

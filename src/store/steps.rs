@@ -1,0 +1,270 @@
+//! The checkpoints of a run: in the tail, and as blocks in their table.
+//!
+//! Most writes are checkpoints, so they have a form of their own. In the tail a run's steps stand in one list by index;
+//! folding puts neighbours into one *block*, a row of the table. A row's key is the run and the lowest index that the block
+//! may hold: a block goes up to the next one of its run, so an index has one place whatever was folded before, and folding
+//! the same step again finds it there.
+//!
+//! A block is `index u32, length u32, record` for each step, ascending; numbers are little endian. A record is a sealed
+//! `StepRecord`, or the reference of one that lies in the blob table.
+
+use std::collections::BTreeSet;
+
+use bytes::{Buf, Bytes};
+use redb::{ReadableTable, Table as RedbTable};
+
+use super::Fault;
+use super::tables::Table;
+use crate::codec::{BlobRef, Corrupted, keys};
+use crate::id::RunId;
+
+/// A block of about this many bytes takes no more steps at its end; the next begins a new one.
+const BLOCK_BYTES: usize = 8 << 10;
+
+/// A step by its index, and its record.
+pub(crate) type Indexed = (u32, Bytes);
+
+/// What a group does to the steps of a run.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Put(u32, Bytes),
+    Remove(u32),
+    /// All of them go.
+    Clear,
+}
+
+/// What of a run's steps is in the tail.
+#[derive(Debug, Default)]
+pub(crate) struct TailSteps {
+    /// The group that removed everything recorded before it.
+    cleared: Option<u64>,
+    slots: Vec<StepSlot>,
+}
+
+/// The newest record of a step.
+#[derive(Debug)]
+pub(crate) struct StepSlot {
+    pub(crate) index: u32,
+    pub(crate) group: u64,
+    /// `None` is a tombstone.
+    pub(crate) value: Option<Bytes>,
+}
+
+impl TailSteps {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cleared.is_none() && self.slots.is_empty()
+    }
+
+    /// Nothing that the table has of the run counts any more.
+    pub(crate) fn hides_table(&self) -> bool {
+        self.cleared.is_some()
+    }
+
+    pub(crate) fn cleared(&self) -> Option<u64> {
+        self.cleared
+    }
+
+    pub(crate) fn slots(&self) -> &[StepSlot] {
+        &self.slots
+    }
+
+    /// Takes up a change. Blobs that only superseded records refer to go to `orphans`, with the group of each.
+    pub(crate) fn apply(&mut self, group: u64, change: Change, orphans: &mut Vec<(u64, u64)>) {
+        let mut orphan = |slot: &StepSlot| {
+            orphans.extend(slot.value.as_deref().and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
+        };
+        let (index, value) = match change {
+            Change::Put(index, value) => (index, Some(value)),
+            Change::Remove(index) => (index, None),
+            Change::Clear => {
+                self.slots.drain(..).for_each(|slot| orphan(&slot));
+                self.cleared = Some(group);
+                return;
+            }
+        };
+        let slot = StepSlot { index, group, value };
+        if self.slots.last().is_none_or(|last| last.index < index) {
+            return self.slots.push(slot);
+        }
+        match self.slots.binary_search_by_key(&index, |slot| slot.index) {
+            Ok(at) => {
+                orphan(&self.slots[at]);
+                self.slots[at] = slot;
+            }
+            Err(at) => self.slots.insert(at, slot),
+        }
+    }
+
+    /// The steps of `range` are in the table now, as of group `upto`; so is the clearing, if it was among what was folded.
+    pub(crate) fn folded(&mut self, done: &Folded, upto: u64) {
+        if done.cleared {
+            self.cleared = self.cleared.filter(|group| *group > upto);
+        }
+        self.slots.retain(|slot| slot.group > upto || !done.covers(slot.index));
+    }
+}
+
+/// What one slice of folding did to a run.
+#[derive(Debug)]
+pub(crate) struct Folded {
+    pub(crate) run: RunId,
+    pub(crate) cleared: bool,
+    /// From the first index to the last, where there were any.
+    pub(crate) range: Option<(u32, u32)>,
+}
+
+impl Folded {
+    fn covers(&self, index: u32) -> bool {
+        self.range.is_some_and(|(first, last)| (first..=last).contains(&index))
+    }
+}
+
+/// Reads a block.
+pub(crate) fn read_block(key: &[u8], block: &Bytes) -> Result<Vec<Indexed>, Corrupted> {
+    let cut = || Corrupted::new(Table::Steps, key, "block is cut");
+    let (mut rest, mut steps) = (block.clone(), Vec::new());
+    while !rest.is_empty() {
+        if rest.len() < 8 {
+            return Err(cut());
+        }
+        let (index, length) = (rest.get_u32_le(), rest.get_u32_le() as usize);
+        if rest.len() < length {
+            return Err(cut());
+        }
+        steps.push((index, rest.split_to(length)));
+    }
+    Ok(steps)
+}
+
+fn write_block(steps: &[Indexed]) -> Vec<u8> {
+    let mut block = Vec::with_capacity(size_of_block(steps));
+    for (index, record) in steps {
+        block.extend_from_slice(&index.to_le_bytes());
+        // Limits keep records far below 4 GiB.
+        block.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        block.extend_from_slice(record);
+    }
+    block
+}
+
+fn size_of_block(steps: &[Indexed]) -> usize {
+    steps.iter().map(|(_, record)| 8 + record.len()).sum()
+}
+
+type Raw<'txn> = RedbTable<'txn, &'static [u8], &'static [u8]>;
+
+/// Removes every block of a run. Blobs that they refer to go to `freed`, but for those that `kept` refers to: where a crash
+/// makes this happen again, blocks hold steps that were recorded after the clearing.
+pub(crate) fn clear_blocks(
+    table: &mut Raw<'_>,
+    run: RunId,
+    kept: &[StepSlot],
+    freed: &mut Vec<u64>,
+) -> Result<(), Fault> {
+    let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
+    let mut found = Vec::new();
+    table.retain_in::<&[u8], _>(&first[..]..=&last[..], |key, block| {
+        match read_block(key, &Bytes::copy_from_slice(block)) {
+            Ok(steps) => found.extend(steps.iter().filter_map(|(_, record)| BlobRef::of(record)).map(|blob| blob.id)),
+            Err(row) => tracing::error!(error = %row, "a block of steps is removed unread; its blobs stay behind"),
+        }
+        false
+    })?;
+    if !found.is_empty() {
+        let kept = kept.iter().filter_map(|slot| slot.value.as_deref().and_then(BlobRef::of)).map(|blob| blob.id);
+        let kept: BTreeSet<u64> = kept.collect();
+        freed.extend(found.into_iter().filter(|blob| !kept.contains(blob)));
+    }
+    Ok(())
+}
+
+/// Folds steps of one run, ascending, into its blocks. Blobs that superseded records refer to go to `freed`.
+pub(crate) fn fold_into_blocks(
+    table: &mut Raw<'_>,
+    run: RunId,
+    slots: &[&StepSlot],
+    freed: &mut Vec<u64>,
+) -> Result<(), Fault> {
+    let mut slots = slots.iter().peekable();
+    while let Some(slot) = slots.peek() {
+        let mut block = Block::at(table, run, slot.index)?;
+        // As many as have their place in this block.
+        while let Some(slot) = slots.next_if(|slot| block.takes(slot.index)) {
+            block.set(slot.index, slot.value.clone(), freed);
+        }
+        block.write(table)?;
+    }
+    Ok(())
+}
+
+/// A block while it is changed.
+struct Block {
+    key: keys::Key,
+    stored: bool,
+    /// The first index that is none of its business.
+    end: Option<u32>,
+    steps: Vec<Indexed>,
+    bytes: usize,
+}
+
+impl Block {
+    /// The block that has, or is to have, an index.
+    fn at(table: &Raw<'_>, run: RunId, index: u32) -> Result<Block, Fault> {
+        let (first, here, last) = (keys::of_run(run, 0), keys::of_run(run, index), keys::of_run(run, u32::MAX));
+        let new = |end| Block { key: here.clone(), stored: false, end, steps: Vec::new(), bytes: 0 };
+        let mut around = table.range::<&[u8]>(&first[..]..=&last[..])?;
+        if around.next().is_none() {
+            return Ok(new(None));
+        }
+        let after =
+            table.range::<&[u8]>((std::ops::Bound::Excluded(&here[..]), std::ops::Bound::Included(&last[..])))?.next();
+        let end = after.transpose()?.and_then(|(key, _)| keys::read_step(key.value())).map(|(_, end)| end);
+        let Some(floor) = table.range::<&[u8]>(&first[..]..=&here[..])?.next_back().transpose()? else {
+            return Ok(new(end));
+        };
+        let key = keys::Key::from(floor.0.value());
+        let steps = match read_block(&key, &Bytes::copy_from_slice(floor.1.value())) {
+            Ok(steps) => steps,
+            Err(row) => {
+                // Its run can't be replayed any more. What is folded now must not be lost with it, nor stop the others.
+                tracing::error!(error = %row, "steps are folded beside a block that can't be read");
+                return Ok(new(end));
+            }
+        };
+        let bytes = size_of_block(&steps);
+        let is_at_end = end.is_none() && steps.last().is_none_or(|(last, _)| *last < index);
+        if is_at_end && bytes >= BLOCK_BYTES {
+            return Ok(new(None));
+        }
+        Ok(Block { key, stored: true, end, steps, bytes })
+    }
+
+    fn takes(&self, index: u32) -> bool {
+        let is_append = self.end.is_none() && self.steps.last().is_some_and(|(last, _)| *last < index);
+        self.end.is_none_or(|end| index < end) && !(is_append && self.bytes >= BLOCK_BYTES)
+    }
+
+    fn set(&mut self, index: u32, value: Option<Bytes>, freed: &mut Vec<u64>) {
+        let found = self.steps.binary_search_by_key(&index, |(index, _)| *index);
+        if let Ok(at) = found {
+            let (_, old) = self.steps.remove(at);
+            self.bytes -= 8 + old.len();
+            let blob = BlobRef::of(&old);
+            freed.extend(blob.filter(|blob| value.as_deref().and_then(BlobRef::of) != Some(*blob)).map(|blob| blob.id));
+        }
+        if let Some(value) = value {
+            let (Ok(at) | Err(at)) = found;
+            self.bytes += 8 + value.len();
+            self.steps.insert(at, (index, value));
+        }
+    }
+
+    fn write(self, table: &mut Raw<'_>) -> Result<(), Fault> {
+        if !self.steps.is_empty() {
+            table.insert(&self.key[..], &write_block(&self.steps)[..])?;
+        } else if self.stored {
+            table.remove(&self.key[..])?;
+        }
+        Ok(())
+    }
+}
