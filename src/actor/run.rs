@@ -67,7 +67,7 @@ impl Actor for RunActor {
         let span = tracing::info_span!(
             "durably.run",
             run_id = %start.run,
-            job = &*start.job_name,
+            job = &*start.subject.job_name,
             generation = start.generation,
             replay = start.replay,
         );
@@ -105,7 +105,7 @@ async fn execute(core: &Arc<Core>, start: Arc<Start>, alive: Arc<Alive>) {
 /// Loads what earlier executions stored and starts the body.
 async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definition>, BodyFuture), Outcome> {
     let start = &execution.start;
-    let Some(definition) = core.registry.get(&start.job_name) else {
+    let Some(definition) = core.registry.get(&start.subject.job_name) else {
         return Err(Outcome::Blocked("no code for its job is registered".into()));
     };
     let mut loaded = !start.replay;

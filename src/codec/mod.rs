@@ -58,6 +58,23 @@ pub(crate) fn seal<H: Serialize>(header: &H, payload: &[u8]) -> Vec<u8> {
     }
 }
 
+/// Seals a record into `out`, which is emptied first; `payload` appends the payload. Gives where that begins.
+pub(crate) fn seal_into<H: Serialize, E>(
+    out: &mut Vec<u8>,
+    header: &H,
+    payload: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<usize, E> {
+    out.clear();
+    out.extend_from_slice(&[RECORD_VERSION, 0, 0, 0, 0]);
+    let written = bincode::serde::encode_into_std_write(header, out, bincode::config::standard());
+    debug_assert!(written.is_ok(), "a mirror struct that bincode can't write");
+    let payload_at = out.len();
+    payload(out)?;
+    let crc = crc32c::crc32c(&out[ENVELOPE..]);
+    out[1..ENVELOPE].copy_from_slice(&crc.to_le_bytes());
+    Ok(payload_at)
+}
+
 fn sealed(header: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(ENVELOPE + header.len() + payload.len());
     out.extend_from_slice(&[RECORD_VERSION, 0, 0, 0, 0]);

@@ -89,6 +89,17 @@ pub(crate) struct StepRecord {
     pub(crate) error: Option<ErrorRecord>,
 }
 
+/// A [`StepRecord`] to be written.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct StepRecordRef<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) generation: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) completed_at: Timestamp,
+    pub(crate) attempts: u32,
+    pub(crate) error: Option<&'a ErrorRecord>,
+}
+
 /// A log line; its payload is the fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogRecord {

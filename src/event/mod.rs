@@ -3,6 +3,7 @@
 mod bell;
 pub(crate) mod ring;
 mod stream;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub(crate) use bell::{Bell, Ended};
-pub(crate) use ring::{Buffered, Reader, Ring};
+pub(crate) use ring::{Reader, Ring};
 pub use stream::{Events, Received, RunEvents};
+pub(crate) use told::{StepTold, Subject, Told, What};
 
 use crate::error::Error;
 use crate::id::RunId;
@@ -239,23 +241,17 @@ fn json_bytes(value: &Value) -> usize {
     }
 }
 
-impl Buffered for Event {
-    fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
-    fn bytes(&self) -> usize {
-        self.kind.bytes() + labels_bytes(&self.labels)
-    }
-}
-
 /// JSON inside an event, as it is stored; left out where it is over 64 KiB.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Payload(Option<Bytes>);
 
 impl Payload {
     pub(crate) fn new(json: &Bytes) -> Self {
-        Payload(Some(json.clone()).filter(|json| json.len() <= EVENT_PAYLOAD_BYTES_MAX))
+        Payload::of(json.len(), || json.clone())
+    }
+
+    fn of(bytes: usize, json: impl FnOnce() -> Bytes) -> Self {
+        Payload((bytes <= EVENT_PAYLOAD_BYTES_MAX).then(json))
     }
 
     /// The JSON text; `None` if it was too large for an event.

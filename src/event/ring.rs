@@ -16,13 +16,19 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-/// What the ring needs of an event.
-pub(crate) trait Buffered: Send + Sync + 'static {
+/// What the ring needs of an event as it is buffered.
+pub(crate) trait Buffered: Clone + Send + Sync + 'static {
+    /// The event as a reader gets it.
+    type Event;
+
     /// The number of the commit it came with, dense and rising; an event without a commit has that of the last one.
     fn sequence(&self) -> u64;
 
     /// Heap memory it holds, in bytes. The ring adds the size of the event itself and of its own slot.
     fn bytes(&self) -> usize;
+
+    /// Puts the event together, for one reader.
+    fn event(&self) -> Arc<Self::Event>;
 }
 
 /// A bounded broadcast buffer. Clones share it; when the last one goes, it is closed.
@@ -91,8 +97,7 @@ struct State<E> {
 
 /// A buffered event.
 struct Slot<E> {
-    /// Shared with the readers that have it.
-    event: Arc<E>,
+    event: E,
     /// At least the event's own: an uncommitted event may be published after a commit it does not know of.
     sequence: u64,
     /// What it counts against the limit.
@@ -261,33 +266,28 @@ impl<E> State<E> {
 impl<E: Buffered> Slot<E> {
     /// Measures and wraps an event.
     fn new(event: E) -> Self {
-        let counters = 2 * size_of::<usize>();
-        Self {
-            sequence: event.sequence(),
-            bytes: event.bytes() + size_of::<E>() + size_of::<Self>() + counters,
-            event: Arc::new(event),
-        }
+        Self { sequence: event.sequence(), bytes: event.bytes() + size_of::<Self>(), event }
     }
 }
 
-impl<E> Reader<E> {
+impl<E: Buffered> Reader<E> {
     /// Waits for the next event; `None` once the ring is closed and drained, and from then on.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost: the position moves only when something is returned.
-    pub(crate) async fn next(&mut self) -> Option<Received<E>> {
+    pub(crate) async fn next(&mut self) -> Option<Received<E::Event>> {
         poll_fn(|cx| self.poll(Some(cx))).await
     }
 
     /// What is there without waiting: `Pending` is nothing yet, `Ready(None)` the end.
     #[cfg(test)]
-    pub(crate) fn try_next(&mut self) -> Poll<Option<Received<E>>> {
+    pub(crate) fn try_next(&mut self) -> Poll<Option<Received<E::Event>>> {
         self.poll(None)
     }
 
     /// Takes the next, or leaves the task's waker.
-    fn poll(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<Received<E>>> {
+    fn poll(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<Received<E::Event>>> {
         let mut state = self.shared.lock();
         let behind = state.first.saturating_sub(self.position);
         let missed = std::mem::take(&mut self.missed) + behind;
@@ -297,9 +297,10 @@ impl<E> Reader<E> {
         }
         let index = usize::try_from(self.position - state.first).unwrap_or(usize::MAX);
         if let Some(slot) = state.slots.get(index) {
-            let event = Arc::clone(&slot.event);
+            let told = slot.event.clone();
             self.position += 1;
-            return Poll::Ready(Some(Received::Event(event)));
+            drop(state);
+            return Poll::Ready(Some(Received::Event(told.event())));
         }
         if state.closed {
             return Poll::Ready(None);
@@ -315,11 +316,11 @@ impl<E> Reader<E> {
     }
 }
 
-impl<E> Stream for Reader<E> {
-    type Item = Received<E>;
+impl<E: Buffered + Unpin> Stream for Reader<E> {
+    type Item = Received<E::Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll(Some(cx))
+        Reader::poll(&mut self, Some(cx))
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use super::{Event, EventKind, Payload, Reader, ring};
+use super::{Event, EventKind, Payload, Reader, Told, ring};
 use crate::durably::Core;
 use crate::error::Error;
 use crate::id::RunId;
@@ -53,7 +53,7 @@ impl From<ring::Received<Event>> for Received {
 /// A listener that is slow is told how many events it missed; it never delays a run and costs no memory.
 pub struct Events {
     core: Arc<Core>,
-    reader: Reader<Event>,
+    reader: Reader<Told>,
 }
 
 impl std::fmt::Debug for Events {
@@ -98,7 +98,7 @@ pub struct RunEvents {
     core: Arc<Core>,
     run: RunId,
     snapshot: VecDeque<Event>,
-    reader: Reader<Event>,
+    reader: Reader<Told>,
     /// Events up to this one are in the snapshot.
     seen: u64,
     /// After a lag, where the run stands now: its end may be among what was missed.

@@ -6,16 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::blocking::Pool;
-use crate::codec::records::ErrorRecord;
-use crate::event::{Event, EventKind};
+use crate::event::{EventKind, StepTold, Told, What};
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
-use crate::store::op::{Accepted, Checkpoint, Line, Notes, Op};
+use crate::store::op::{Accepted, Admitted, Checkpoint, Line, Notes, Op};
 use crate::store::read::{ReplayOutcome, ReplayStep};
 use crate::store::writer::Start;
 use crate::store::{Pending, Store};
@@ -99,7 +97,13 @@ struct Steps {
 pub(super) enum Known {
     Replayed(u32, ReplayOutcome),
     /// Handed to the writer by a step that was dropped before it heard.
-    Handed(u32, Result<Bytes, ErrorRecord>, Pending<Accepted>),
+    Handed(u32, Handed),
+}
+
+/// An outcome that is with the writer.
+pub(super) struct Handed {
+    pub(super) told: StepTold,
+    pub(super) pending: Pending<Accepted>,
 }
 
 /// A step's claim on its key, for as long as it is not dropped.
@@ -109,7 +113,7 @@ pub(super) struct Ticket {
     pub(super) index: u32,
     pub(super) known: Option<Known>,
     /// What was handed to the writer, until it is known to be on disk.
-    pub(super) handed: Option<(Result<Bytes, ErrorRecord>, Pending<Accepted>)>,
+    pub(super) handed: Option<Handed>,
     /// The step has given its outcome to the body: the key stays used.
     pub(super) done: bool,
 }
@@ -151,8 +155,7 @@ impl Execution {
     }
 
     /// Claims a key for a step that is called now. On misuse the run is ended, and there is nothing to claim.
-    pub(super) fn claim(self: &Arc<Self>, key: String, at: &'static Location<'static>) -> Option<Ticket> {
-        let key: Arc<str> = key.into();
+    pub(super) fn claim(self: &Arc<Self>, key: Arc<str>, at: &'static Location<'static>) -> Option<Ticket> {
         if let Some(outer) = super::current::step(self.start.run, self.start.generation) {
             let message = format!("step {key:?} was called inside the body of step {outer:?}, at {at}");
             self.fail(ErrorKind::StepNested, message);
@@ -167,7 +170,7 @@ impl Execution {
         }
         let known = steps.known.remove(&*key);
         let index = match &known {
-            Some(Known::Replayed(index, _) | Known::Handed(index, ..)) => *index,
+            Some(Known::Replayed(index, _) | Known::Handed(index, _)) => *index,
             None => {
                 let over = steps.count >= STEPS_MAX;
                 if over {
@@ -196,11 +199,11 @@ impl Execution {
     }
 
     /// Hands a step's outcome to the writer, with the notes that have gathered.
-    pub(super) async fn hand_over(&self, mut checkpoint: Checkpoint) -> Pending<Accepted> {
-        let bytes = checkpoint.outcome.as_ref().map_or(0, Bytes::len);
-        let admitted = self.means.store.admit_body(bytes).await;
-        checkpoint.notes = self.take_notes();
-        self.means.store.submit(Op::Checkpoint, checkpoint, admitted)
+    pub(super) fn hand_over(&self, told: StepTold, admitted: Admitted) -> Handed {
+        let Start { run, generation, .. } = *self.start;
+        let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
+        let checkpoint = Checkpoint { run, generation, told: told.clone(), notes };
+        Handed { told, pending: self.means.store.submit(Op::Checkpoint, checkpoint, admitted) }
     }
 
     /// Ends the body: the run fails with this.
@@ -257,19 +260,17 @@ impl Execution {
     }
 
     /// Tells listeners something that is not on disk. It is no part of the history, so without a listener nobody is told.
-    pub(crate) fn tell(&self, kind: EventKind) {
+    pub(crate) fn tell(&self, kind: impl FnOnce() -> EventKind) {
         let store = &self.means.store;
         if !store.events().has_readers() {
             return;
         }
-        store.events().publish([Event {
+        store.events().publish([Told {
             sequence: store.sequence(),
             committed: false,
             timestamp: self.now(),
-            run_id: self.start.run,
-            job_name: self.start.job_name.clone(),
-            labels: self.start.labels.clone(),
-            kind,
+            subject: self.start.subject.clone(),
+            what: What::Kind(kind()),
         }]);
     }
 
@@ -305,7 +306,7 @@ impl Drop for Ticket {
         steps.in_use.remove(&self.key);
         // What is stored, or on its way to the disk, is what a later call of this key gets.
         let known = match self.handed.take() {
-            Some((outcome, pending)) => Some(Known::Handed(self.index, outcome, pending)),
+            Some(handed) => Some(Known::Handed(self.index, handed)),
             None => self.known.take(),
         };
         match known {

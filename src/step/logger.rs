@@ -64,7 +64,7 @@ impl Logger {
             message: message.clone(),
             fields: fields.into(),
         });
-        execution.tell(EventKind::LogWritten { step: self.step.clone(), level, message, data });
+        execution.tell(|| EventKind::LogWritten { step: self.step.clone(), level, message, data });
     }
 }
 
@@ -108,7 +108,7 @@ impl Drop for ProgressReport<'_> {
     fn drop(&mut self) {
         if self.is_heard() {
             let ProgressRecord { current, total, message } = self.progress.clone();
-            self.execution.tell(EventKind::RunProgress { progress: Progress { current, total, message } });
+            self.execution.tell(|| EventKind::RunProgress { progress: Progress { current, total, message } });
         }
     }
 }

@@ -9,7 +9,8 @@ pub(crate) mod execution;
 mod logger;
 mod run;
 
-use std::fmt;
+use std::cell::Cell;
+use std::fmt::{self, Write};
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -30,29 +31,40 @@ use execution::Execution;
 ///
 /// Steps are matched by key over executions, so a key names the same work every time, and is used once in an execution.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StepKey(String);
+pub struct StepKey(Arc<str>);
+
+thread_local! {
+    static KEY_TEXT: Cell<String> = const { Cell::new(String::new()) };
+}
 
 impl From<&str> for StepKey {
     fn from(key: &str) -> Self {
-        StepKey(key.to_owned())
+        StepKey(key.into())
     }
 }
 
 impl From<String> for StepKey {
     fn from(key: String) -> Self {
-        StepKey(key)
+        StepKey(key.into())
     }
 }
 
 impl From<&String> for StepKey {
     fn from(key: &String) -> Self {
-        StepKey(key.clone())
+        StepKey(key.as_str().into())
     }
 }
 
 impl<D: fmt::Display> From<(&str, D)> for StepKey {
     fn from((name, item): (&str, D)) -> Self {
-        StepKey(format!("{name}[{item}]"))
+        // In a loop this is most of what a step costs that does little: written in place, copied once.
+        let mut text = KEY_TEXT.take();
+        text.clear();
+        let written = write!(text, "{name}[{item}]");
+        debug_assert!(written.is_ok(), "a Display that fails");
+        let key = StepKey(text.as_str().into());
+        KEY_TEXT.set(text);
+        key
     }
 }
 
@@ -146,7 +158,7 @@ impl Step {
             return StepRun::never();
         }
         if self.execution.is_over() {
-            return StepRun::detached(key);
+            return StepRun::detached(key.to_string());
         }
         match self.execution.claim(key, at) {
             Some(ticket) => StepRun::new(ticket, body),

@@ -1,5 +1,7 @@
 //! One step: builder, future, and what happens when it is polled.
 
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
@@ -12,16 +14,19 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
-use tracing::Instrument;
+use tokio::time::Sleep;
+use tracing::Span;
 
 use super::execution::{Execution, Known, Ticket};
 use super::{StepCx, current};
-use crate::codec::records::ErrorRecord;
+use crate::codec;
+use crate::codec::records::{ErrorRecord, StepRecordRef};
 use crate::error::Error;
-use crate::event::EventKind;
+use crate::event::{EventKind, StepTold};
 use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema};
-use crate::store::op::{Accepted, Checkpoint, Notes};
+use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
+use crate::time::Timestamp;
 
 pub(super) type BodyFuture<'a, T> = Pin<Box<dyn Future<Output = JobResult<T>> + Send + 'a>>;
 pub(super) type Body<'a, T> = Box<dyn FnMut(StepCx) -> BodyFuture<'a, T> + Send + 'a>;
@@ -31,16 +36,26 @@ pub(super) type Body<'a, T> = Box<dyn FnMut(StepCx) -> BodyFuture<'a, T> + Send 
 pub struct StepRun<'a, T> {
     state: State<'a, T>,
     timeout: Option<Duration>,
+    span: Span,
 }
 
 enum State<'a, T> {
-    Called(Box<Ticket>, Body<'a, T>),
-    Running(BodyFuture<'a, T>),
+    Called(Ticket, Body<'a, T>),
+    /// Its outcome was decided before.
+    Replayed(BodyFuture<'a, T>),
+    /// Its body is tried.
+    Tried(Try<'a, T>),
+    /// What came out waits for room among the writes.
+    Admitted(Admitting, Box<Outcome<T>>),
+    /// What came out is with the writer. It is given to the body once it is on disk.
+    Recording(Ticket, Result<T, ErrorRecord>),
     /// It was called after its body had ended.
     Detached(String),
     /// It never resolves: the runtime ends the body.
     Never,
 }
+
+type Admitting = Pin<Box<dyn Future<Output = Admitted> + Send>>;
 
 impl<T> Unpin for StepRun<'_, T> {}
 
@@ -52,15 +67,19 @@ impl<T> fmt::Debug for StepRun<'_, T> {
 
 impl<'a, T> StepRun<'a, T> {
     pub(super) fn new(ticket: Ticket, body: Body<'a, T>) -> Self {
-        StepRun { state: State::Called(Box::new(ticket), body), timeout: None }
+        Self::of(State::Called(ticket, body))
     }
 
     pub(super) fn never() -> Self {
-        StepRun { state: State::Never, timeout: None }
+        Self::of(State::Never)
     }
 
     pub(super) fn detached(key: String) -> Self {
-        StepRun { state: State::Detached(key), timeout: None }
+        Self::of(State::Detached(key))
+    }
+
+    fn of(state: State<'a, T>) -> Self {
+        StepRun { state, timeout: None, span: Span::none() }
     }
 
     /// Fail the step if its body takes longer than this; without it, it takes as long as it takes. The body is dropped then,
@@ -74,25 +93,45 @@ impl<'a, T> StepRun<'a, T> {
 impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> {
     type Output = JobResult<T>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
+        let StepRun { state, timeout, span } = self.get_mut();
+        if let State::Called(ticket, _) = state {
+            *span = span_of(ticket);
+        }
+        let _entered = span.enter();
         loop {
-            match std::mem::replace(&mut self.state, State::Never) {
-                State::Called(ticket, body) => {
-                    let timeout = self.timeout;
-                    let span = tracing::info_span!(
-                        "durably.step",
-                        run_id = %ticket.execution.start.run,
-                        job = &*ticket.execution.start.job_name,
-                        step = &*ticket.key,
-                        index = ticket.index,
-                        replayed = ticket.known.is_some(),
-                    );
-                    self.state = State::Running(Box::pin(drive(*ticket, body, timeout).instrument(span)));
-                }
-                State::Running(mut running) => {
-                    let polled = running.as_mut().poll(cx);
+            *state = match std::mem::replace(state, State::Never) {
+                State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
+                State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
+                State::Tried(mut trying) => match trying.poll(cx) {
+                    Poll::Ready(result) => trying.conclude(result),
+                    Poll::Pending => {
+                        *state = State::Tried(trying);
+                        return Poll::Pending;
+                    }
+                },
+                State::Admitted(mut admitting, outcome) => match admitting.as_mut().poll(cx) {
+                    Poll::Ready(admitted) => outcome.hand_over(admitted),
+                    Poll::Pending => {
+                        *state = State::Admitted(admitting, outcome);
+                        return Poll::Pending;
+                    }
+                },
+                State::Recording(mut ticket, result) => match poll_recorded(&mut ticket, cx) {
+                    Poll::Ready(Some(_)) => {
+                        ticket.done = true;
+                        return Poll::Ready(result.map_err(JobError::from_record));
+                    }
+                    Poll::Ready(None) => State::Never,
+                    Poll::Pending => {
+                        *state = State::Recording(ticket, result);
+                        return Poll::Pending;
+                    }
+                },
+                State::Replayed(mut replayed) => {
+                    let polled = replayed.as_mut().poll(cx);
                     if polled.is_pending() {
-                        self.state = State::Running(running);
+                        *state = State::Replayed(replayed);
                     }
                     return polled;
                 }
@@ -106,19 +145,222 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
     }
 }
 
-/// A step from its first poll to its outcome. Whatever is not the step's own outcome leaves it pending for ever.
-async fn drive<T: Serialize + DeserializeOwned + Send>(
-    mut ticket: Ticket,
-    body: Body<'_, T>,
-    timeout: Option<Duration>,
-) -> JobResult<T> {
-    let outcome = match replayed(&mut ticket).await {
-        Some(Ok(json)) => Ok(fitting(&ticket, &json).await),
-        Some(Err(record)) => Err(record),
-        None => execute(&mut ticket, body, timeout).await,
+fn span_of(ticket: &Ticket) -> Span {
+    let subject = &ticket.execution.start.subject;
+    tracing::info_span!(
+        "durably.step",
+        run_id = %subject.run,
+        job = &*subject.job_name,
+        step = &*ticket.key,
+        index = ticket.index,
+        replayed = ticket.known.is_some(),
+    )
+}
+
+/// One try of a step's body, inside its scope and its timeout.
+struct Try<'a, T> {
+    body: BodyFuture<'a, T>,
+    timer: Option<(Pin<Box<Sleep>>, Duration)>,
+    started_at: Timestamp,
+    began: Duration,
+    ticket: Ticket,
+}
+
+impl<'a, T: Serialize + DeserializeOwned> Try<'a, T> {
+    fn begin(ticket: Ticket, mut body: Body<'a, T>, timeout: Option<Duration>) -> State<'a, T> {
+        let execution = &ticket.execution;
+        if execution.cancelled.is_cancelled() {
+            execution.stuck();
+            return State::Never;
+        }
+        let (step, index) = (&ticket.key, ticket.index);
+        execution.tell(|| EventKind::StepStarted { step: step.clone(), index });
+        let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: 1 };
+        State::Tried(Try {
+            body: body(cx),
+            timer: timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout)),
+            started_at: execution.now(),
+            began: execution.means.clock.monotonic(),
+            ticket,
+        })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
+        let start = &self.ticket.execution.start;
+        let entered = current::enter(start.run, start.generation, Some(&self.ticket.key));
+        if let Poll::Ready(result) = self.body.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        drop(entered);
+        let Some((timer, timeout)) = &mut self.timer else { return Poll::Pending };
+        timer.as_mut().poll(cx).map(|()| {
+            let message = format!("step {:?} took longer than {timeout:?}", self.ticket.key);
+            Err(JobError::of_kind(ErrorKind::Timeout, message))
+        })
+    }
+
+    /// The body is over: what came out is handed to the writer, unless it does not count.
+    fn conclude(self, result: JobResult<T>) -> State<'a, T> {
+        let Try { body, ticket, started_at, began, .. } = self;
+        drop(body);
+        let execution = &ticket.execution;
+        if result.is_err() && execution.is_stopping() {
+            // Told to stop, it failed: that is no outcome. The run is handed back, or is cancelled already.
+            if execution.cancelled.is_cancelled() {
+                let (step, index) = (&ticket.key, ticket.index);
+                execution.tell(|| EventKind::StepCancelled { step: step.clone(), index });
+                execution.stuck();
+            } else {
+                execution.judge(super::execution::Verdict::HandedBack);
+            }
+            return State::Never;
+        }
+        let outcome = Outcome::seal(ticket, result, started_at, began);
+        let execution = outcome.ticket.execution.clone();
+        let bytes = outcome.told.record.len() - outcome.told.output_at + outcome.told.step.len() + 64;
+        if !execution.count_bytes(bytes) {
+            let most = crate::limits::STEPS_BYTES_MAX;
+            execution.fail(ErrorKind::OverLimit, format!("the checkpoints of a run can't be more than {most} bytes"));
+            return State::Never;
+        }
+        match execution.means.store.try_admit_body(bytes) {
+            Some(admitted) => outcome.hand_over(admitted),
+            None => {
+                let admitting = async move { execution.means.store.admit_body(bytes).await };
+                State::Admitted(Box::pin(admitting), Box::new(outcome))
+            }
+        }
+    }
+}
+
+/// What came out of a step, as the body gets it and as it is stored.
+struct Outcome<T> {
+    ticket: Ticket,
+    result: Result<T, ErrorRecord>,
+    told: StepTold,
+}
+
+thread_local! {
+    /// What records are written in; each is copied into memory of its own size.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A scratch that has grown beyond this is not kept.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
+
+impl<T: Serialize + DeserializeOwned> Outcome<T> {
+    fn seal(ticket: Ticket, result: JobResult<T>, started_at: Timestamp, began: Duration) -> Self {
+        // Taken out, since a user's Serialize may come here again.
+        let mut scratch = SCRATCH.take();
+        let execution = &ticket.execution;
+        let header = StepRecordRef {
+            key: &ticket.key,
+            generation: execution.start.generation,
+            started_at,
+            completed_at: execution.now(),
+            attempts: 1,
+            error: None,
+        };
+        let sealed = result.and_then(|value| {
+            let output_at = codec::seal_into(&mut scratch, &header, |out| {
+                serde_json::to_writer(out, &value).map_err(|error| not_storable(&error))
+            })?;
+            let value = read_back(execution.means.payload_bytes_max, &scratch[output_at..])?;
+            Ok((output_at, value))
+        });
+        let (output_at, result) = match sealed {
+            Ok((output_at, value)) => (output_at, Ok(value)),
+            Err(error) => {
+                let mut record = error.into_record();
+                record.step = Some(ticket.key.to_string());
+                let header = StepRecordRef { error: Some(&record), ..header };
+                let Ok(output_at) = codec::seal_into(&mut scratch, &header, |_| Ok::<(), Infallible>(()));
+                (output_at, Err(record))
+            }
+        };
+        let told = StepTold {
+            step: ticket.key.clone(),
+            index: ticket.index,
+            duration: execution.elapsed_since(began),
+            record: Arc::from(&scratch[..]),
+            output_at,
+            error: result.as_ref().err().map(|record| Box::new(record.clone())),
+        };
+        if scratch.capacity() <= SCRATCH_BYTES_MAX {
+            SCRATCH.set(scratch);
+        }
+        Outcome { ticket, result, told }
+    }
+}
+
+impl<T> Outcome<T> {
+    fn hand_over<'a>(self, admitted: Admitted) -> State<'a, T> {
+        let Outcome { mut ticket, result, told } = self;
+        ticket.handed = Some(ticket.execution.hand_over(told, admitted));
+        State::Recording(ticket, result)
+    }
+}
+
+/// A value as it reads back from what is stored: the body gets what a replay will give it.
+fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T> {
+    if json.len() > bytes_max {
+        let message = format!("checkpoint of {} bytes is over the limit of {bytes_max}", json.len());
+        return Err(JobError::of_kind(ErrorKind::OverLimit, message));
+    }
+    schema::decode::<T>(json).map_err(|error| {
+        let message = format!("the value can't be read back from JSON: {} at {:?}", error.message, error.path);
+        JobError::of_kind(ErrorKind::NotStorable, message)
+    })
+}
+
+/// Whether what was handed over is on disk, and what it was. `None`: it does not count, and the runtime ends the body.
+fn poll_recorded(ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Option<StepTold>> {
+    let Some(handed) = &mut ticket.handed else { return Poll::Ready(None) };
+    let accepted = std::task::ready!(handed.pending.poll(cx));
+    let handed = ticket.handed.take();
+    Poll::Ready(match (accepted, handed) {
+        (Ok(Accepted::Recorded), Some(handed)) => Some(handed.told),
+        _ => {
+            let (execution, step, index) = (&ticket.execution, &ticket.key, ticket.index);
+            if execution.cancelled.is_cancelled() {
+                execution.tell(|| EventKind::StepCancelled { step: step.clone(), index });
+            }
+            execution.stuck();
+            None
+        }
+    })
+}
+
+/// A step whose outcome was decided before: its body does not run again.
+async fn replay<T: DeserializeOwned>(mut ticket: Ticket) -> JobResult<T> {
+    let outcome = match decided(&mut ticket).await {
+        Ok(json) => Ok(fitting(&ticket, &json).await),
+        Err(record) => Err(record),
     };
     ticket.done = true;
     outcome.map_err(JobError::from_record)
+}
+
+async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
+    let (index, outcome) = match ticket.known.take() {
+        Some(Known::Handed(_, handed)) => {
+            ticket.handed = Some(handed);
+            return match poll_fn(|cx| poll_recorded(ticket, cx)).await {
+                Some(StepTold { error: Some(error), .. }) => Err(*error),
+                Some(told) => Ok(Bytes::copy_from_slice(told.record.get(told.output_at..).unwrap_or_default())),
+                None => never().await,
+            };
+        }
+        Some(Known::Replayed(index, outcome)) => (index, outcome),
+        None => return never().await,
+    };
+    // It stays known, should this be dropped before it is done.
+    ticket.known = Some(Known::Replayed(index, outcome.clone()));
+    match outcome {
+        ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
+        ReplayOutcome::Output(json) => Ok(json),
+        ReplayOutcome::Failed(record) => Err(record),
+    }
 }
 
 /// A stored output as the type that is expected now; one that does not fit ends the run.
@@ -140,29 +382,6 @@ async fn fitting<T: DeserializeOwned>(ticket: &Ticket, json: &[u8]) -> T {
     }
 }
 
-/// The outcome that is decided already, if there is one.
-async fn replayed(ticket: &mut Ticket) -> Option<Result<Bytes, ErrorRecord>> {
-    let execution = ticket.execution.clone();
-    match ticket.known.take()? {
-        Known::Handed(_, outcome, pending) => {
-            ticket.handed = Some((outcome, pending));
-            Some(recorded(ticket).await)
-        }
-        Known::Replayed(index, ReplayOutcome::Stored) => {
-            ticket.known = Some(Known::Replayed(index, ReplayOutcome::Stored));
-            Some(Ok(stored(&execution, index).await))
-        }
-        Known::Replayed(index, ReplayOutcome::Output(json)) => {
-            ticket.known = Some(Known::Replayed(index, ReplayOutcome::Output(json.clone())));
-            Some(Ok(json))
-        }
-        Known::Replayed(index, ReplayOutcome::Failed(record)) => {
-            ticket.known = Some(Known::Replayed(index, ReplayOutcome::Failed(record.clone())));
-            Some(Err(record))
-        }
-    }
-}
-
 /// Reads a large output; waits as long as the file is away.
 async fn stored(execution: &Execution, index: u32) -> Bytes {
     loop {
@@ -176,121 +395,6 @@ async fn stored(execution: &Execution, index: u32) -> Bytes {
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
-}
-
-/// Runs the body and records its outcome.
-async fn execute<T: Serialize + DeserializeOwned>(
-    ticket: &mut Ticket,
-    mut body: Body<'_, T>,
-    timeout: Option<Duration>,
-) -> Result<T, ErrorRecord> {
-    let execution = ticket.execution.clone();
-    if execution.cancelled.is_cancelled() {
-        execution.stuck();
-        return never().await;
-    }
-    let (step, index) = (ticket.key.clone(), ticket.index);
-    execution.tell(EventKind::StepStarted { step: step.clone(), index });
-    let started_at = execution.now();
-    let began = execution.means.clock.monotonic();
-    let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: 1 };
-    let result = attempt(&execution, &step, body(cx), timeout).await;
-    if result.is_err() && execution.is_stopping() {
-        // Told to stop, it failed: that is no outcome. The run is handed back, or is cancelled already.
-        if execution.cancelled.is_cancelled() {
-            execution.tell(EventKind::StepCancelled { step, index });
-            execution.stuck();
-        } else {
-            execution.judge(super::execution::Verdict::HandedBack);
-        }
-        return never().await;
-    }
-    let encoded = result.and_then(|value| encode(&execution, &value)).map_err(|error| {
-        let mut record = error.into_record();
-        record.step = Some(step.to_string());
-        record
-    });
-    let (outcome, result) = match encoded {
-        Ok((json, value)) => (Ok(json), Ok(value)),
-        Err(record) => (Err(record.clone()), Err(record)),
-    };
-    let bytes = outcome.as_ref().map_or(0, Bytes::len) + step.len() + 64;
-    if !execution.count_bytes(bytes) {
-        let message = format!("the checkpoints of a run can't be more than {} bytes", crate::limits::STEPS_BYTES_MAX);
-        execution.fail(ErrorKind::OverLimit, message);
-        return never().await;
-    }
-    let checkpoint = Checkpoint {
-        run: execution.start.run,
-        generation: execution.start.generation,
-        index,
-        key: step,
-        outcome: outcome.clone(),
-        attempts: 1,
-        started_at,
-        completed_at: execution.now(),
-        duration: execution.elapsed_since(began),
-        notes: Notes::default(),
-    };
-    let pending = execution.hand_over(checkpoint).await;
-    ticket.handed = Some((outcome, pending));
-    // Comes back only once it is on disk.
-    drop(recorded(ticket).await);
-    result
-}
-
-/// Waits until what was handed over is on disk, and gives it.
-async fn recorded(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
-    let Some((_, pending)) = &mut ticket.handed else { return never().await };
-    let accepted = pending.answer_mut().await;
-    let handed = ticket.handed.take();
-    match (accepted, handed) {
-        (Ok(Accepted::Recorded), Some((outcome, _))) => outcome,
-        _ => {
-            let (execution, step) = (&ticket.execution, ticket.key.clone());
-            if execution.cancelled.is_cancelled() {
-                execution.tell(EventKind::StepCancelled { step, index: ticket.index });
-            }
-            execution.stuck();
-            never().await
-        }
-    }
-}
-
-/// One try of the body, inside its scope and its timeout.
-async fn attempt<T>(
-    execution: &Execution,
-    step: &Arc<str>,
-    mut body: BodyFuture<'_, T>,
-    timeout: Option<Duration>,
-) -> JobResult<T> {
-    let (run, generation) = (execution.start.run, execution.start.generation);
-    let scoped = poll_fn(|cx| {
-        let _entered = current::enter(run, generation, Some(step));
-        body.as_mut().poll(cx)
-    });
-    match timeout {
-        None => scoped.await,
-        Some(timeout) => tokio::time::timeout(timeout, scoped).await.unwrap_or_else(|_| {
-            let message = format!("step {step:?} took longer than {timeout:?}");
-            Err(JobError::of_kind(ErrorKind::Timeout, message))
-        }),
-    }
-}
-
-/// A value as it is stored, and as it reads back from that: the body gets what a replay will give it.
-fn encode<T: Serialize + DeserializeOwned>(execution: &Execution, value: &T) -> JobResult<(Bytes, T)> {
-    let json = serde_json::to_vec(value).map_err(|error| not_storable(&error))?;
-    let bytes_max = execution.means.payload_bytes_max;
-    if json.len() > bytes_max {
-        let message = format!("checkpoint of {} bytes is over the limit of {bytes_max}", json.len());
-        return Err(JobError::of_kind(ErrorKind::OverLimit, message));
-    }
-    let value = schema::decode::<T>(&json).map_err(|error| {
-        let message = format!("the value can't be read back from JSON: {} at {:?}", error.message, error.path);
-        JobError::of_kind(ErrorKind::NotStorable, message)
-    })?;
-    Ok((json.into(), value))
 }
 
 /// Runs blocking code on one of the runtime's threads. The thread counts as the body's until it has returned.

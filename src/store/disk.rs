@@ -228,7 +228,7 @@ impl Disk {
                 push(table, key, slot.value.as_deref(), slot.fresh)?;
             }
             for (key, value) in stage.steps() {
-                push(Table::Steps, &key, value.map(|value| &value[..]), false)?;
+                push(Table::Steps, &key, value, false)?;
             }
             let built = builder.finish(next_sequence, last_id);
             txn.open_table(JOURNAL)?.insert(group, &built.bytes[..])?;

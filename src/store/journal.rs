@@ -90,7 +90,7 @@ impl RowBuilder {
 }
 
 /// What a record of a step says; `None` where its key is none of a step.
-pub(crate) fn step_change(key: &[u8], value: Option<Bytes>) -> Option<(RunId, Change)> {
+pub(crate) fn step_change(key: &[u8], value: Option<Bytes>) -> Option<(RunId, Change<Bytes>)> {
     if value.is_none()
         && let Some(run) = RunId::from_slice(key)
     {

@@ -26,7 +26,9 @@ mod tail;
 mod view;
 pub(crate) mod writer;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -34,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::codec::Corrupted;
 use crate::config::Config;
 use crate::error::Error;
-use crate::event::{Bell, Event, Ring};
+use crate::event::{Bell, Ring, Told};
 use crate::limits::{EVENT_BUFFER_BYTES, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
 use disk::{Disk, Shared};
 use file::{IntegrityCheck, Medium, OpenError, OpenOptions};
@@ -102,7 +104,7 @@ struct Inner {
     host: Box<dyn Host>,
     placement: Placement,
     shared: Arc<Shared>,
-    events: Ring<Event>,
+    events: Ring<Told>,
     bell: Arc<Bell>,
     condition: Arc<Condition>,
     calls: Arc<Semaphore>,
@@ -177,7 +179,7 @@ impl Store {
         self.inner.host.connect(effects)
     }
 
-    pub(crate) fn events(&self) -> &Ring<Event> {
+    pub(crate) fn events(&self) -> &Ring<Told> {
         &self.inner.events
     }
 
@@ -224,6 +226,12 @@ impl Store {
             Admitted { _call: call, _bytes: bytes }
         };
         tokio::time::timeout(waited, both).await.map_err(|_| Error::Overloaded { waited })
+    }
+
+    /// Room for what a body has finished, if there is some at once.
+    pub(crate) fn try_admit_body(&self, bytes: usize) -> Option<Admitted> {
+        let permit = self.inner.bytes.clone().try_acquire_many_owned(units(bytes)).ok()?;
+        Some(Admitted { _call: None, _bytes: Some(permit) })
     }
 
     /// Room for what a body has finished: waits as long as it takes.
@@ -302,8 +310,8 @@ impl<A> Pending<A> {
     }
 
     /// The answer, for someone who may stop waiting and go on later.
-    pub(crate) async fn answer_mut(&mut self) -> Result<A, Error> {
-        (&mut self.answer).await.unwrap_or(Err(Error::ShutDown))
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<A, Error>> {
+        Pin::new(&mut self.answer).poll(cx).map(|answer| answer.unwrap_or(Err(Error::ShutDown)))
     }
 }
 

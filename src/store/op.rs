@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::codec::records::{ErrorRecord, ProgressRecord};
 use crate::engine::Generation;
 use crate::error::Error;
+use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::{LogLevel, RunStatus};
@@ -81,7 +82,7 @@ impl Op {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
-            Op::Checkpoint(call) => call.request.outcome.as_ref().map_or(256, Bytes::len) + 128,
+            Op::Checkpoint(call) => call.request.told.record.len() + 64,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
                 _ => 512,
@@ -214,14 +215,9 @@ pub(crate) struct Purged {
 pub(crate) struct Checkpoint {
     pub(crate) run: RunId,
     pub(crate) generation: Generation,
-    pub(crate) index: u32,
-    pub(crate) key: Arc<str>,
-    pub(crate) outcome: Result<Bytes, ErrorRecord>,
-    pub(crate) attempts: u32,
-    pub(crate) started_at: Timestamp,
-    pub(crate) completed_at: Timestamp,
-    pub(crate) duration: Duration,
-    pub(crate) notes: Notes,
+    pub(crate) told: StepTold,
+    /// What was noted since the run's last write.
+    pub(crate) notes: Option<Box<Notes>>,
 }
 
 /// Whether a write of a run was recorded.

@@ -39,7 +39,7 @@ pub(crate) struct ReplayStep {
     pub(crate) outcome: ReplayOutcome,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum ReplayOutcome {
     Output(Bytes),
     /// Too large to be kept: it is read when asked for.

@@ -1,5 +1,7 @@
 //! The group being built: rows that the next commit will write.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::steps::Change;
@@ -12,7 +14,7 @@ use crate::id::RunId;
 pub(crate) struct Stage {
     layers: [Layer; Table::ALL.len()],
     /// In the order in which they were made.
-    steps: Vec<(RunId, Change)>,
+    steps: Vec<(RunId, Change<Arc<[u8]>>)>,
     rows: usize,
     bytes: usize,
 }
@@ -37,7 +39,7 @@ impl Stage {
     }
 
     /// Changes the steps of a run.
-    pub(crate) fn change_steps(&mut self, run: RunId, change: Change) {
+    pub(crate) fn change_steps(&mut self, run: RunId, change: Change<Arc<[u8]>>) {
         self.rows += 1;
         self.bytes += RunId::BYTES + 4 + if let Change::Put(_, value) = &change { value.len() } else { 0 };
         self.steps.push((run, change));
@@ -74,13 +76,13 @@ impl Stage {
     }
 
     /// What the group does to the steps of a run.
-    pub(crate) fn steps_of(&self, run: RunId) -> impl Iterator<Item = &Change> {
+    pub(crate) fn steps_of(&self, run: RunId) -> impl Iterator<Item = &Change<Arc<[u8]>>> {
         self.steps.iter().filter(move |(of, _)| *of == run).map(|(_, change)| change)
     }
 
-    pub(crate) fn steps(&self) -> impl Iterator<Item = (Key, Option<&Bytes>)> {
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (Key, Option<&[u8]>)> {
         self.steps.iter().map(|(run, change)| match change {
-            Change::Put(index, value) => (keys::of_run(*run, *index), Some(value)),
+            Change::Put(index, value) => (keys::of_run(*run, *index), Some(&value[..])),
             Change::Remove(index) => (keys::of_run(*run, *index), None),
             Change::Clear => (keys::run(*run), None),
         })

@@ -26,8 +26,8 @@ pub(crate) type Indexed = (u32, Bytes);
 
 /// What a group does to the steps of a run.
 #[derive(Debug, Clone)]
-pub(crate) enum Change {
-    Put(u32, Bytes),
+pub(crate) enum Change<V> {
+    Put(u32, V),
     Remove(u32),
     /// All of them go.
     Clear,
@@ -69,7 +69,7 @@ impl TailSteps {
     }
 
     /// Takes up a change. Blobs that only superseded records refer to go to `orphans`, with the group of each.
-    pub(crate) fn apply(&mut self, group: u64, change: Change, orphans: &mut Vec<(u64, u64)>) {
+    pub(crate) fn apply(&mut self, group: u64, change: Change<Bytes>, orphans: &mut Vec<(u64, u64)>) {
         let mut orphan = |slot: &StepSlot| {
             orphans.extend(slot.value.as_deref().and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
         };

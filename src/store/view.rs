@@ -173,7 +173,7 @@ impl<'a> View<'a> {
         }
         for change in stage.into_iter().flat_map(|stage| stage.steps_of(run)) {
             match change {
-                Change::Put(index, value) => set_step(&mut steps, *index, Some(value.clone())),
+                Change::Put(index, value) => set_step(&mut steps, *index, Some(Bytes::copy_from_slice(value))),
                 Change::Remove(index) => set_step(&mut steps, *index, None),
                 Change::Clear => steps.clear(),
             }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::Disposition;
 use crate::durably::Core;
 use crate::error::Error;
-use crate::event::{Ended, Event, EventKind, Reader, ring::Received};
+use crate::event::{Ended, Event, EventKind, Reader, Told, ring::Received};
 use crate::id::RunId;
 use crate::job::schema;
 use crate::run::{LogLine, Progress, Run, RunStatus};
@@ -72,7 +72,7 @@ pub struct WaitForRun {
     run: RunId,
     timeout: Option<Duration>,
     callbacks: Callbacks,
-    events: Option<Reader<Event>>,
+    events: Option<Reader<Told>>,
 }
 
 impl fmt::Debug for WaitForRun {
@@ -86,7 +86,7 @@ impl WaitForRun {
         WaitForRun { core, run, timeout: None, callbacks: Callbacks::default(), events: None }
     }
 
-    pub(crate) fn with(self, timeout: Option<Duration>, callbacks: Callbacks, events: Option<Reader<Event>>) -> Self {
+    pub(crate) fn with(self, timeout: Option<Duration>, callbacks: Callbacks, events: Option<Reader<Told>>) -> Self {
         WaitForRun { timeout, callbacks, events, ..self }
     }
 
@@ -198,7 +198,7 @@ async fn failure(core: &Core, run: RunId, ended: Ended) -> Error {
     }
 }
 
-async fn next(events: &mut Option<Reader<Event>>) -> Option<Received<Event>> {
+async fn next(events: &mut Option<Reader<Told>>) -> Option<Received<Event>> {
     match events {
         Some(events) => events.next().await,
         None => std::future::pending().await,

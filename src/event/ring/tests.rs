@@ -12,13 +12,18 @@ use futures::executor::block_on;
 
 use super::*;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Note {
     sequence: u64,
     bytes: usize,
 }
 
 impl Buffered for Note {
+    type Event = Note;
+
+    fn event(&self) -> Arc<Note> {
+        Arc::new(self.clone())
+    }
     fn sequence(&self) -> u64 {
         self.sequence
     }

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use redb::StorageBackend;
 
+use crate::codec;
+use crate::codec::records::StepRecordRef;
 use crate::config::Config;
 use crate::engine::Generation;
 use crate::error::Error;
 use crate::event::ring::Received;
-use crate::event::{Event, Reader};
+use crate::event::{self, Event, Reader, StepTold};
 use crate::id::RunId;
 use crate::run::{Run, RunFilter, RunStatus, StepInfo};
 use crate::store::backend::BackendFactory;
@@ -254,7 +256,7 @@ pub(super) struct World {
     pub(super) clock: Arc<Hand>,
     pub(super) store: Store,
     pub(super) told: Arc<Told>,
-    events: Mutex<Reader<Event>>,
+    events: Mutex<Reader<event::Told>>,
 }
 
 impl World {
@@ -328,18 +330,24 @@ impl World {
 
     pub(super) fn checkpoint_of(&self, run: RunId, generation: Generation, index: u32, value: &str) -> Checkpoint {
         let now = self.clock.now();
-        Checkpoint {
-            run,
-            generation,
+        let step = format!("step-{index}");
+        let (key, attempts) = (step.as_str(), 1);
+        let header = StepRecordRef { key, generation, started_at: now, completed_at: now, attempts, error: None };
+        let mut record = Vec::new();
+        let output = json(value);
+        let Ok(output_at) = codec::seal_into(&mut record, &header, |out| {
+            out.extend_from_slice(&output);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let told = StepTold {
+            step: key.into(),
             index,
-            key: format!("step-{index}").into(),
-            outcome: Ok(json(value)),
-            attempts: 1,
-            started_at: now,
-            completed_at: now,
             duration: Duration::ZERO,
-            notes: Notes::default(),
-        }
+            record: record.into(),
+            output_at,
+            error: None,
+        };
+        Checkpoint { run, generation, told, notes: None }
     }
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {

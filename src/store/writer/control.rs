@@ -3,7 +3,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use super::triggers::{expired, queued};
-use super::turn::{Effect, Loaded, Turn, label_map};
+use super::turn::{Effect, Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{LineRecord, StateRecord, StepRecord};
 use crate::codec::{self, keys};
@@ -83,7 +83,7 @@ impl Writer {
         let kind = EventKind::RunCancelled { replaced_by: state.replaced_by };
         self.end_rows(turn, run, record.job, state, loaded.status(), RunStatus::Cancelled)?;
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
-            turn.event(run, &name, &label_map(record), kind);
+            turn.event(run, &name, record, kind);
         }
         let key = record.concurrency_key.as_deref().map(Into::into);
         self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
@@ -135,7 +135,7 @@ impl Writer {
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         self.tally(turn, record.job, was, -1);
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
-            turn.event(run, &name, &label_map(&record), EventKind::RunResumed);
+            turn.event(run, &name, &record, EventKind::RunResumed);
         }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
         Ok(())
@@ -195,7 +195,7 @@ impl Writer {
         turn.stage.delete(Table::Runs, keys::run(run));
         self.tally(turn, record.job, status, -1);
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
-            turn.event(run, &name, &label_map(record), EventKind::RunDeleted);
+            turn.event(run, &name, record, EventKind::RunDeleted);
         }
         turn.ends.push((run, Ended::Deleted));
         Ok(())

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::turn::{Effect, Loaded, Turn, label_map};
+use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Start, Writer};
-use crate::codec::records::{LineRecord, LogRecord, LogTally, StateRecord, StepRecord};
+use crate::codec::records::{LineRecord, LogRecord, LogTally, StateRecord};
 use crate::codec::{self, keys};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
-use crate::event::{Ended, EventKind, Payload};
+use crate::event::{Ended, EventKind, Payload, What};
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::RunStatus;
@@ -63,30 +63,25 @@ impl Writer {
         turn.put_state(run, &state, stateless);
         self.move_status(turn, run, RunStatus::Pending, RunStatus::Leased, fresh);
         let job_name = self.jobs.names.get(&record.job).cloned().unwrap_or_else(|| "".into());
-        let labels = label_map(&record);
-        turn.event(
-            run,
-            &job_name,
-            &labels,
-            EventKind::RunLeased {
-                input: Payload::new(&input),
-                lease_owner: self.config.owner.clone(),
-                generation: claim.generation,
-            },
-        );
+        let subject = subject(run, &job_name, &record);
+        let kind = EventKind::RunLeased {
+            input: Payload::new(&input),
+            lease_owner: self.config.owner.clone(),
+            generation: claim.generation,
+        };
+        turn.tell(&subject, What::Kind(kind));
         turn.effects.push(Effect::Start(Box::new(Start {
             run,
             generation: claim.generation,
             job: record.job,
-            job_name: job_name.clone(),
-            labels: labels.clone(),
+            subject: subject.clone(),
             input,
             key: claim.key.clone(),
             replay: !fresh,
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, job_name, labels, record, state, checkpointed: false };
+        let body = Body { generation, job, subject, record, state, checkpointed: false };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -109,37 +104,18 @@ impl Writer {
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
-        let Checkpoint { run, generation, index, ref key, ref outcome, .. } = *step;
+        let Checkpoint { run, generation, ref told, ref notes } = *step;
         let keep_logs = self.config.keep_logs;
         let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
-        let noted = write_notes(turn, run, &mut body.state, &step.notes, keep_logs);
-        let record = StepRecord {
-            key: key.to_string(),
-            generation,
-            started_at: step.started_at,
-            completed_at: step.completed_at,
-            attempts: step.attempts,
-            error: outcome.as_ref().err().cloned(),
-        };
-        let payload = outcome.as_ref().map_or(&[][..], |output| &output[..]);
-        let value = codec::seal(&record, payload);
-        body.state.steps_bytes += value.len() as u64;
-        turn.stage.change_steps(run, Change::Put(index, value.into()));
-        let kind = match outcome {
-            Ok(output) => {
-                body.state.steps_completed += 1;
-                body.state.step_index = body.state.step_index.max(index + 1);
-                body.state.updated_at = Some(turn.now);
-                EventKind::StepCompleted {
-                    step: key.clone(),
-                    index,
-                    output: Payload::new(output),
-                    duration: step.duration,
-                }
-            }
-            Err(error) => EventKind::StepFailed { step: key.clone(), index, error: error.clone().into() },
-        };
-        turn.event(run, &body.job_name, &body.labels, kind);
+        let noted = notes.as_ref().is_some_and(|notes| write_notes(turn, run, &mut body.state, notes, keep_logs));
+        body.state.steps_bytes += told.record.len() as u64;
+        turn.stage.change_steps(run, Change::Put(told.index, told.record.clone()));
+        if told.error.is_none() {
+            body.state.steps_completed += 1;
+            body.state.step_index = body.state.step_index.max(told.index + 1);
+            body.state.updated_at = Some(turn.now);
+        }
+        turn.tell(&body.subject, What::Checkpoint(told.clone()));
         turn.live.push((run, Some(body.live())));
         if noted {
             turn.put_state(run, &body.state, false);
@@ -231,7 +207,7 @@ impl Writer {
         kind: EventKind,
     ) -> Result<(), Fault> {
         self.end_rows(turn, run, body.job, state, RunStatus::Leased, status)?;
-        turn.event(run, &body.job_name, &body.labels, kind);
+        turn.tell(&body.subject, What::Kind(kind));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
@@ -298,7 +274,7 @@ impl Writer {
             Some(reason) => EventKind::RunBlocked { reason },
             None => EventKind::RunReleased { crashed: false },
         };
-        turn.event(run, &body.job_name, &body.labels, kind);
+        turn.tell(&body.subject, What::Kind(kind));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
@@ -387,12 +363,11 @@ fn trim_logs(turn: &mut Turn<'_>, run: RunId, tally: &mut LogTally) -> bool {
 }
 
 /// A body as rebuilt from its rows.
-pub(super) fn body_of(job_name: Arc<str>, loaded: &Loaded, checkpointed: bool) -> Body {
+pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpointed: bool) -> Body {
     Body {
         generation: loaded.state.generation,
         job: loaded.record.job,
-        job_name,
-        labels: label_map(&loaded.record),
+        subject: subject(run, job_name, &loaded.record),
         record: loaded.record.clone(),
         state: loaded.state.clone(),
         checkpointed,

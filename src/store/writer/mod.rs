@@ -33,7 +33,7 @@ use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
 use crate::error::Error;
-use crate::event::{Bell, Ended, Event, Ring};
+use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
 use crate::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
@@ -55,8 +55,7 @@ pub(crate) struct Start {
     pub(crate) run: RunId,
     pub(crate) generation: Generation,
     pub(crate) job: JobNumber,
-    pub(crate) job_name: Arc<str>,
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
     pub(crate) key: Option<(KeyName, u32)>,
     /// Whether the run has been leased before, so that it may have checkpoints.
@@ -106,8 +105,7 @@ pub(crate) struct WriterConfig {
 struct Body {
     generation: Generation,
     job: JobNumber,
-    job_name: Arc<str>,
-    labels: Arc<BTreeMap<String, String>>,
+    subject: Arc<Subject>,
     record: Arc<RunRecord>,
     /// The run's state as of the operations applied so far.
     state: StateRecord,
@@ -184,7 +182,7 @@ pub(crate) struct Writer {
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
     effects: Option<Arc<dyn Effects>>,
-    events: Ring<Event>,
+    events: Ring<Told>,
     bell: Arc<Bell>,
     condition: Arc<Condition>,
     reserve: Reserve,
@@ -193,7 +191,7 @@ pub(crate) struct Writer {
 /// What a writer works with besides its file.
 pub(crate) struct Surroundings {
     pub(crate) inbox: Arc<Inbox>,
-    pub(crate) events: Ring<Event>,
+    pub(crate) events: Ring<Told>,
     pub(crate) bell: Arc<Bell>,
     pub(crate) condition: Arc<Condition>,
     pub(crate) clock: Arc<dyn Clock>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::execution::body_of;
 use super::triggers::queued;
-use super::turn::{Loaded, Turn, label_map};
+use super::turn::{Loaded, Turn};
 use super::{Alive, Body, Fault, Writer};
 use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, Corrupted, keys};
@@ -111,7 +111,7 @@ impl Writer {
             return Ok(None);
         }
         let (loaded, sum) = summed(turn, run, loaded)?;
-        Ok(Some(body_of(self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
+        Ok(Some(body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
     }
 
     /// Leased runs without a body crashed with their process.
@@ -139,7 +139,6 @@ impl Writer {
     fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, sum: &Sum) -> Result<(), Fault> {
         let Loaded { record, mut state, .. } = loaded;
         let name = self.job_name(record.job);
-        let labels = label_map(&record);
         state.recoveries += 1;
         match recover(state.crashes, sum.generation == state.generation, self.config.max_recoveries) {
             Recovered::Pending { crashes } => {
@@ -158,7 +157,7 @@ impl Writer {
                 turn.put_state(run, &state, false);
                 turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
                 turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
-                turn.event(run, &name, &labels, EventKind::RunReleased { crashed: true });
+                turn.event(run, &name, &record, EventKind::RunReleased { crashed: true });
             }
             Recovered::Poisoned { crashes } => {
                 let message = format!("the process ended {crashes} times in a row while this run executed");
@@ -171,7 +170,7 @@ impl Writer {
                 };
                 state.error = Some(error.clone());
                 self.end_rows(turn, run, record.job, &mut state, RunStatus::Leased, RunStatus::Failed)?;
-                turn.event(run, &name, &labels, EventKind::RunFailed { error: error.into() });
+                turn.event(run, &name, &record, EventKind::RunFailed { error: error.into() });
             }
         }
         Ok(())

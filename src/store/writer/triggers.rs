@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::turn::{Loaded, Turn, label_map};
+use super::turn::{Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{JobRecord, LineRecord, RunRecord, StateRecord};
 use crate::codec::{self, keys};
@@ -272,7 +272,7 @@ impl Writer {
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         if let Some(name) = self.jobs.names.get(&job).cloned() {
             let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
-            turn.event(run, &name, &label_map(&record), kind);
+            turn.event(run, &name, &record, kind);
         }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
     }
@@ -283,7 +283,7 @@ impl Writer {
                 skipped_input: Payload::new(&item.input),
                 skipped_labels: item.labels.iter().cloned().collect(),
             };
-            turn.event(run, &name, &label_map(&loaded.record), kind);
+            turn.event(run, &name, &loaded.record, kind);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One group while it is being built.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::Start;
 use crate::codec::records::{RunRecord, StateRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Generation, JobNumber};
-use crate::event::{Ended, Event, EventKind};
+use crate::event::{Ended, EventKind, Subject, Told, What};
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::Fault;
@@ -38,14 +38,14 @@ pub(super) struct Turn<'v> {
     pub(super) live: Vec<(RunId, Option<Live>)>,
     pub(super) tallied: BTreeSet<JobNumber>,
     pub(super) ends: Vec<(RunId, Ended)>,
-    events: Vec<Event>,
+    events: Vec<Told>,
     next_sequence: u64,
 }
 
 /// A group that is built: what to commit and what to publish then.
 pub(super) struct Done {
     pub(super) stage: Stage,
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<Told>,
     pub(super) effects: Vec<Effect>,
     pub(super) live: Vec<(RunId, Option<Live>)>,
     pub(super) ends: Vec<(RunId, Ended)>,
@@ -138,26 +138,23 @@ impl<'v> Turn<'v> {
     }
 
     /// Adds an event of this commit.
-    pub(super) fn event(
-        &mut self,
-        run: RunId,
-        job_name: &Arc<str>,
-        labels: &Arc<BTreeMap<String, String>>,
-        kind: EventKind,
-    ) {
-        self.events.push(Event {
+    pub(super) fn tell(&mut self, subject: &Arc<Subject>, what: What) {
+        self.events.push(Told {
             sequence: self.next_sequence + self.events.len() as u64,
             committed: true,
             timestamp: self.now,
-            run_id: run,
-            job_name: job_name.clone(),
-            labels: labels.clone(),
-            kind,
+            subject: subject.clone(),
+            what,
         });
+    }
+
+    /// Adds an event of this commit about a run that does not execute.
+    pub(super) fn event(&mut self, run: RunId, job_name: &Arc<str>, record: &RunRecord, kind: EventKind) {
+        self.tell(&subject(run, job_name, record), What::Kind(kind));
     }
 }
 
-/// Labels as events and runs carry them.
-pub(super) fn label_map(record: &RunRecord) -> Arc<BTreeMap<String, String>> {
-    Arc::new(record.labels.iter().cloned().collect())
+/// Whom the events of a run are about.
+pub(super) fn subject(run: RunId, job_name: &Arc<str>, record: &RunRecord) -> Arc<Subject> {
+    Subject::new(run, job_name.clone(), Arc::new(record.labels.iter().cloned().collect()))
 }
