@@ -273,7 +273,8 @@ impl From<Fault> for Error {
             Fault::Open(OpenError::Io { path, action, source }) => Error::Open { path, action, source },
             Fault::Open(OpenError::Init { source, .. }) => Error::Storage(source.into()),
             Fault::NewerFormat { found, supported } => Error::NewerFormat { found, supported },
-            Fault::Closed => Error::ShutDown,
+            // Whoever asks memory alone asks again elsewhere, so nobody is told this.
+            Fault::Closed | Fault::Elsewhere => Error::ShutDown,
             Fault::Panicked => Error::Storage(Box::new(Fault::Panicked)),
             Fault::Redb(error) => Error::Storage(error.into()),
         }

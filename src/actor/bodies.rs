@@ -125,7 +125,7 @@ impl Bodies {
             entry.execution.clone()
         };
         if let Some(execution) = execution {
-            execution.cancelled.cancel();
+            execution.cancel();
         }
     }
 

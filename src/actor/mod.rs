@@ -16,6 +16,7 @@ mod job;
 mod key;
 pub(crate) mod message;
 mod nursery;
+mod relay;
 mod root;
 mod run;
 mod supervisor;
@@ -32,6 +33,7 @@ use crate::store::op::Op;
 use crate::store::writer::{Effects, Start};
 use bodies::{Bodies, Gone};
 use message::{Internal, SupervisorMsg};
+use relay::Relay;
 
 /// What the actors of one runtime share.
 #[derive(Default)]
@@ -83,20 +85,40 @@ pub(crate) async fn start(core: &Arc<Core>) -> Result<(), Error> {
 }
 
 /// The writer's effects as messages.
-pub(crate) struct Dispatch(pub(crate) Weak<Core>);
+pub(crate) struct Dispatch {
+    core: Weak<Core>,
+    relay: Arc<Relay>,
+}
+
+impl Dispatch {
+    /// Must be called within the runtime whose tasks are to be woken.
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        Dispatch { core: Arc::downgrade(core), relay: Relay::spawn() }
+    }
+}
+
+impl Drop for Dispatch {
+    fn drop(&mut self) {
+        self.relay.close();
+    }
+}
 
 impl Effects for Dispatch {
     fn start(&self, start: Start) {
-        let Some(core) = self.0.upgrade() else { return };
+        let Some(core) = self.core.upgrade() else { return };
         let run = start.run;
         core.hub.bodies.assign(start);
         core.hub.tell(Internal::Start(run));
     }
 
     fn cancel(&self, run: RunId, generation: Generation) {
-        if let Some(core) = self.0.upgrade() {
+        if let Some(core) = self.core.upgrade() {
             core.hub.bodies.cancel(run, generation);
         }
+    }
+
+    fn answer(&self, ops: &mut Vec<Op>) {
+        self.relay.answer(ops);
     }
 }
 

@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::job::{BodyFuture, Definition, ErrorKind, JobError, JobResult};
 use crate::limits::NOTES_FLUSH_AFTER;
 use crate::step::execution::{Alive, Execution, Verdict};
+use crate::step::signals::Signal;
 use crate::step::{Step, current};
 use crate::store::op::{Admitted, End, NotesOf, Op, Outcome};
 use crate::store::writer::Start;
@@ -144,39 +145,43 @@ async fn supervise(
     mut body: BodyFuture,
 ) -> Option<Outcome> {
     let start = &execution.start;
-    let mut flush: Option<Pin<Box<Sleep>>> = None;
-    let mut grace: Option<Pin<Box<Sleep>>> = None;
-    let outcome = loop {
-        let polled = poll_fn(|cx| {
-            let _entered = current::enter(start.run, start.generation, None);
-            match std::panic::catch_unwind(AssertUnwindSafe(|| body.as_mut().poll(cx))) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(result)) => Poll::Ready(result),
-                Err(panic) => Poll::Ready(Err(panicked(&*panic))),
-            }
-        });
-        tokio::select! {
-            biased;
-            () = execution.judged.notified() => match execution.verdict() {
-                Some(Verdict::Fails(error)) => break Some(Outcome::Failed(error.into_record())),
-                Some(Verdict::HandedBack) => break Some(Outcome::HandedBack),
-                Some(Verdict::Over) => break None,
+    let (mut waker, mut grace, mut flush): (_, Timer, Timer) = (None, None, None);
+    let outcome = poll_fn(|cx| {
+        execution.signals.leave(cx.waker(), &mut waker);
+        let raised = execution.signals.take();
+        if raised.has(Signal::Judged) {
+            match execution.verdict() {
+                Some(Verdict::Fails(error)) => return Poll::Ready(Some(Outcome::Failed(error.into_record()))),
+                Some(Verdict::HandedBack) => return Poll::Ready(Some(Outcome::HandedBack)),
+                Some(Verdict::Over) => return Poll::Ready(None),
                 None => {}
-            },
-            result = polled => break conclude(core, execution, definition, result),
-            () = execution.cancelled.cancelled(), if grace.is_none() => {
-                grace = Some(Box::pin(tokio::time::sleep(core.config.cancel_grace)));
-            }
-            () = due(&mut grace) => break None,
-            () = execution.noted.notified(), if flush.is_none() => {
-                flush = Some(Box::pin(tokio::time::sleep(NOTES_FLUSH_AFTER)));
-            }
-            () = due(&mut flush) => {
-                flush = None;
-                flush_notes(execution);
             }
         }
-    };
+        let polled = {
+            let _entered = current::enter(start.run, start.generation, None);
+            std::panic::catch_unwind(AssertUnwindSafe(|| body.as_mut().poll(cx)))
+        };
+        match polled {
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready(result)) => return Poll::Ready(conclude(core, execution, definition, result)),
+            Err(panic) => return Poll::Ready(conclude(core, execution, definition, Err(panicked(&*panic)))),
+        }
+        if raised.has(Signal::Cancelled) && grace.is_none() {
+            grace = Some(Box::pin(tokio::time::sleep(core.config.cancel_grace)));
+        }
+        if is_due(&mut grace, cx) {
+            return Poll::Ready(None);
+        }
+        if raised.has(Signal::Noted) && flush.is_none() {
+            flush = Some(Box::pin(tokio::time::sleep(NOTES_FLUSH_AFTER)));
+        }
+        if is_due(&mut flush, cx) {
+            flush = None;
+            flush_notes(execution);
+        }
+        Poll::Pending
+    });
+    let outcome = outcome.await;
     execution.set_over();
     // Dropping user code may panic as well as running it.
     if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(body))) {
@@ -233,11 +238,10 @@ fn flush_notes(execution: &Execution) {
     }
 }
 
-async fn due(timer: &mut Option<Pin<Box<Sleep>>>) {
-    match timer {
-        Some(timer) => timer.await,
-        None => std::future::pending().await,
-    }
+type Timer = Option<Pin<Box<Sleep>>>;
+
+fn is_due(timer: &mut Timer, cx: &mut Context<'_>) -> bool {
+    timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
 }
 
 /// A panic as the error it ends its run with.

@@ -58,7 +58,7 @@ impl Core {
     /// Makes the actors, and lets the writer start runs.
     pub(super) async fn begin(self: &Arc<Self>) -> Result<(), Error> {
         actor::start(self).await?;
-        self.store.connect(Arc::new(Dispatch(Arc::downgrade(self))))?;
+        self.store.connect(Arc::new(Dispatch::new(self)))?;
         if let Some(retention) = self.config.retain_runs {
             tokio::spawn(retain(Arc::downgrade(self), retention, self.draining.clone()));
         }

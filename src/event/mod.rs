@@ -247,11 +247,7 @@ pub struct Payload(Option<Bytes>);
 
 impl Payload {
     pub(crate) fn new(json: &Bytes) -> Self {
-        Payload::of(json.len(), || json.clone())
-    }
-
-    fn of(bytes: usize, json: impl FnOnce() -> Bytes) -> Self {
-        Payload((bytes <= EVENT_PAYLOAD_BYTES_MAX).then(json))
+        Payload(Some(json.clone()).filter(|json| json.len() <= EVENT_PAYLOAD_BYTES_MAX))
     }
 
     /// The JSON text; `None` if it was too large for an event.

@@ -69,7 +69,7 @@ struct Owner<E> {
 
 /// What the ring and its readers share.
 struct Shared<E> {
-    /// Never held while foreign code runs, except for cloning a waker: wakers wake and events drop outside.
+    /// Never held while foreign code runs, except for cloning a waker: wakers wake outside, and no event holds any.
     state: Mutex<State<E>>,
     /// Readers alive.
     readers: AtomicUsize,
@@ -152,18 +152,17 @@ impl<E: Buffered> Ring<E> {
     ///
     /// After [`Ring::close`] the events are dropped.
     pub(crate) fn publish(&self, events: impl IntoIterator<Item = E>) {
-        let events: Vec<Slot<E>> = events.into_iter().map(Slot::new).collect();
-        if events.is_empty() {
-            return;
-        }
         let shared = &self.owner.shared;
-        let mut dropped = Vec::new();
         let mut state = shared.lock();
         if state.closed {
             return;
         }
-        for slot in events {
-            state.push(slot, shared.bytes_max, &mut dropped);
+        let before = state.end();
+        for event in events {
+            state.push(Slot::new(event), shared.bytes_max);
+        }
+        if state.end() == before {
+            return;
         }
         let wakers = state.waiting.take();
         drop(state);
@@ -245,8 +244,8 @@ impl<E> State<E> {
         self.first + self.slots.len() as u64
     }
 
-    /// Appends one and moves the oldest over the limit to `dropped`.
-    fn push(&mut self, mut slot: Slot<E>, bytes_max: usize, dropped: &mut Vec<Slot<E>>) {
+    /// Appends one and drops the oldest over the limit.
+    fn push(&mut self, mut slot: Slot<E>, bytes_max: usize) {
         let last = self.slots.back().map_or(self.forgotten, |s| s.sequence);
         slot.sequence = slot.sequence.max(last);
         self.bytes += slot.bytes;
@@ -258,7 +257,6 @@ impl<E> State<E> {
             self.bytes -= oldest.bytes;
             self.first += 1;
             self.forgotten = oldest.sequence;
-            dropped.push(oldest);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Events as they are buffered: put together only for someone who listens.
 //!
-//! What every event of a run has in common stands in one [`Subject`], and what a checkpoint tells is read from its record, so
-//! an event that nobody listens to costs little more than two counts.
+//! What every event of a run has in common stands in one [`Subject`], and what a checkpoint tells is read from its record, as it
+//! lies in the journal's row. So an event that nobody listens to costs two counts, and holds no memory that a body's thread
+//! made: giving that back from the writer's thread is what allocators are slow at.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +12,10 @@ use bytes::Bytes;
 
 use super::ring::Buffered;
 use super::{Event, EventKind, Payload, labels_bytes};
-use crate::codec::records::ErrorRecord;
+use crate::codec::records::{ErrorRecord, StepRecord};
+use crate::codec::{self, keys};
 use crate::id::RunId;
+use crate::store::tables::Table;
 use crate::time::Timestamp;
 
 /// Whom events are about.
@@ -44,8 +47,15 @@ pub(crate) struct Told {
 /// What happened.
 #[derive(Debug, Clone)]
 pub(crate) enum What {
-    Kind(EventKind),
+    Kind(Box<EventKind>),
+    /// A step's outcome, on its way to the disk.
     Checkpoint(StepTold),
+    /// A step's outcome that is on disk; its key, and its error if it has one, are read from the record.
+    Recorded {
+        index: u32,
+        duration: Duration,
+        record: Bytes,
+    },
 }
 
 /// What a checkpoint tells.
@@ -62,16 +72,20 @@ pub(crate) struct StepTold {
 
 impl Told {
     fn kind(&self) -> EventKind {
-        match &self.what {
-            What::Kind(kind) => kind.clone(),
-            What::Checkpoint(StepTold { step, index, error: Some(error), .. }) => {
-                EventKind::StepFailed { step: step.clone(), index: *index, error: ErrorRecord::clone(error).into() }
+        let (index, duration, record) = match &self.what {
+            What::Kind(kind) => return EventKind::clone(kind),
+            What::Checkpoint(told) => (told.index, told.duration, Bytes::copy_from_slice(&told.record)),
+            What::Recorded { index, duration, record } => (*index, *duration, record.clone()),
+        };
+        match codec::open::<StepRecord>(Table::Steps, &keys::of_run(self.subject.run, index), &record) {
+            Ok((StepRecord { key, error: None, .. }, output)) => {
+                EventKind::StepCompleted { step: key.into(), index, output: Payload::new(&output), duration }
             }
-            What::Checkpoint(StepTold { step, index, duration, record, output_at, error: None }) => {
-                let output = record.get(*output_at..).unwrap_or_default();
-                let output = Payload::of(output.len(), || Bytes::copy_from_slice(output));
-                EventKind::StepCompleted { step: step.clone(), index: *index, output, duration: *duration }
+            Ok((StepRecord { key, error: Some(error), .. }, _)) => {
+                EventKind::StepFailed { step: key.into(), index, error: error.into() }
             }
+            // It was sealed in this process; only memory that fails can have changed it.
+            Err(row) => EventKind::RuntimeError { message: row.to_string() },
         }
     }
 }
@@ -87,6 +101,7 @@ impl Buffered for Told {
         let what = match &self.what {
             What::Kind(kind) => kind.bytes(),
             What::Checkpoint(step) => step.step.len() + step.record.len(),
+            What::Recorded { record, .. } => record.len(),
         };
         what + self.subject.labels_bytes
     }

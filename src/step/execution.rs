@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::blocking::Pool;
+use super::signals::{Signal, Signals};
 use crate::event::{EventKind, StepTold, Told, What};
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
@@ -48,9 +48,8 @@ pub(crate) struct Execution {
     watched: AtomicBool,
     steps: Mutex<Steps>,
     notes: Mutex<Notes>,
-    pub(crate) noted: Notify,
     verdict: Mutex<Option<Verdict>>,
-    pub(crate) judged: Notify,
+    pub(crate) signals: Signals,
     /// The body has ended: nothing of it may go on.
     over: AtomicBool,
     /// Held by whatever may still run code of this body.
@@ -127,12 +126,17 @@ impl Execution {
             watched: AtomicBool::new(false),
             steps: Mutex::default(),
             notes: Mutex::default(),
-            noted: Notify::new(),
             verdict: Mutex::default(),
-            judged: Notify::new(),
+            signals: Signals::default(),
             over: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
         })
+    }
+
+    /// Tells the body that its run is cancelled.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.cancel();
+        self.signals.raise(Signal::Cancelled);
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -216,7 +220,7 @@ impl Execution {
         let mut held = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
             *held = Some(verdict);
-            self.judged.notify_one();
+            self.signals.raise(Signal::Judged);
         }
     }
 
@@ -270,18 +274,18 @@ impl Execution {
             committed: false,
             timestamp: self.now(),
             subject: self.start.subject.clone(),
-            what: What::Kind(kind()),
+            what: What::Kind(Box::new(kind())),
         }]);
     }
 
     pub(super) fn note_progress(&self, progress: crate::codec::records::ProgressRecord) {
         self.notes().progress = Some(progress);
-        self.noted.notify_one();
+        self.signals.raise(Signal::Noted);
     }
 
     pub(super) fn note_line(&self, line: Line) {
         self.notes().push(line);
-        self.noted.notify_one();
+        self.signals.raise(Signal::Noted);
     }
 
     pub(crate) fn take_notes(&self) -> Notes {

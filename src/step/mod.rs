@@ -8,6 +8,7 @@ pub(crate) mod current;
 pub(crate) mod execution;
 mod logger;
 mod run;
+pub(crate) mod signals;
 
 use std::cell::Cell;
 use std::fmt::{self, Write};

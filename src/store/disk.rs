@@ -12,7 +12,7 @@ use super::Fault;
 use super::backend::IoCounters;
 use super::file::{Medium, OpenError, OpenOptions, Opened};
 use super::fold::{Round, Size, Watermark};
-use super::journal::{self, RowBuilder};
+use super::journal::{self, Row, RowBuilder};
 use super::stage::Stage;
 use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
 use super::tail::{Live, Tail};
@@ -36,6 +36,11 @@ impl Shared {
         let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
         let db = self.db()?;
         Ok(View::new(tail, db.begin_read()?))
+    }
+
+    /// A view of what of that is in memory, if nobody changes it just now.
+    pub(crate) fn view_of_tail(&self) -> Option<View<'_>> {
+        self.tail.try_read().ok().map(View::of_tail)
     }
 
     /// Whether the file was closed for good.
@@ -194,14 +199,14 @@ impl Disk {
 
     /// Commits the group: one journal row, the blobs it refers to, and a slice of folding if one is due.
     ///
-    /// An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
+    /// Gives the row that was written, if there was anything to write. An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
     pub(crate) fn commit(
         &mut self,
         stage: &Stage,
         events: u64,
         last_id: RunId,
         live: Vec<(RunId, Option<Live>)>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<Row>, Fault> {
         debug_assert!(events == 0 || !stage.is_empty(), "numbers that no row would keep");
         let group = self.next_group;
         let db = self.shared.db()?;
@@ -254,7 +259,7 @@ impl Disk {
         if row.is_some() {
             self.next_group = group + 1;
         }
-        Ok(())
+        Ok(row)
     }
 
     /// One slice of the round under way, or of a new one if the tail is long or old enough.

@@ -41,6 +41,12 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// The values of the row's records of steps, in order; `None` for what removes some.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = Option<Bytes>> + '_ {
+        let steps = self.entries.iter().filter(|entry| entry.table == Table::Steps);
+        steps.map(|entry| Some(self.bytes.slice(entry.value.clone()?)))
+    }
+
     /// The values that the row puts.
     pub(crate) fn values(&self) -> impl Iterator<Item = Bytes> + '_ {
         self.entries.iter().filter_map(|entry| Some(self.bytes.slice(entry.value.clone()?)))

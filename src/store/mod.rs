@@ -57,6 +57,8 @@ pub(crate) enum Fault {
     NewerFormat { found: u64, supported: u64 },
     #[error("the file is closed")]
     Closed,
+    #[error("what was asked is not in memory")]
+    Elsewhere,
     #[error("the storage engine panicked")]
     Panicked,
     #[error(transparent)]
@@ -259,6 +261,17 @@ impl Store {
     pub(crate) fn send(&self, op: Op) {
         if let Some(op) = self.inner.host.submit(op) {
             op.settle(Some(Error::ShutDown));
+        }
+    }
+
+    /// Reads what is likely to be in memory: there if it is, else off the async threads.
+    async fn read_recent<T: Send + 'static>(
+        &self,
+        read: impl Fn(&view::View<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.inner.shared.view_of_tail().map(|view| read(&view)) {
+            None | Some(Err(Fault::Elsewhere)) => self.read(read).await,
+            Some(result) => Ok(result?),
         }
     }
 

@@ -61,7 +61,7 @@ impl Store {
 
     /// A run's rows, or that there is no such run.
     pub(crate) async fn rowset(&self, run: RunId) -> Result<Rowset, Error> {
-        self.read(move |view| rowset(view, run, true)).await?.ok_or(Error::RunNotFound { run })
+        self.read_recent(move |view| rowset(view, run, true)).await?.ok_or(Error::RunNotFound { run })
     }
 
     /// A run's rows, with the sequence of the last event that they hold the effect of and the job's name.

@@ -62,6 +62,13 @@ impl Stage {
         }
     }
 
+    /// Forgets everything but the memory it took.
+    pub(crate) fn clear(&mut self) {
+        self.layers.iter_mut().for_each(Layer::clear);
+        self.steps.clear();
+        (self.rows, self.bytes) = (0, 0);
+    }
+
     /// About how much the commit will write.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -73,6 +80,11 @@ impl Stage {
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// For every change of steps, whether it puts one.
+    pub(crate) fn puts_of_steps(&self) -> impl Iterator<Item = bool> {
+        self.steps.iter().map(|(_, change)| matches!(change, Change::Put(..)))
     }
 
     /// What the group does to the steps of a run.

@@ -19,7 +19,7 @@ use crate::codec::{BlobRef, Corrupted, keys};
 use crate::id::RunId;
 
 /// A block of about this many bytes takes no more steps at its end; the next begins a new one.
-const BLOCK_BYTES: usize = 8 << 10;
+const BLOCK_BYTES: usize = 1 << 10;
 
 /// A step by its index, and its record.
 pub(crate) type Indexed = (u32, Bytes);

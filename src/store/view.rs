@@ -82,13 +82,23 @@ pub(crate) trait Rows {
 
 pub(crate) struct View<'a> {
     tail: RwLockReadGuard<'a, Tail>,
-    snapshot: ReadTransaction,
+    /// Absent where only the tail is asked.
+    snapshot: Option<ReadTransaction>,
     tables: [OnceCell<RawTable>; Table::ALL.len()],
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(tail: RwLockReadGuard<'a, Tail>, snapshot: ReadTransaction) -> Self {
-        View { tail, snapshot, tables: Default::default() }
+        View { tail, snapshot: Some(snapshot), tables: Default::default() }
+    }
+
+    /// A view of the tail alone: what it does not decide is [`Fault::Elsewhere`].
+    pub(super) fn of_tail(tail: RwLockReadGuard<'a, Tail>) -> Self {
+        View { tail, snapshot: None, tables: Default::default() }
+    }
+
+    fn snapshot(&self) -> Result<&ReadTransaction, Fault> {
+        self.snapshot.as_ref().ok_or(Fault::Elsewhere)
     }
 
     /// This view with the rows of a group that is not committed yet over it.
@@ -109,7 +119,7 @@ impl<'a> View<'a> {
     fn table(&self, table: Table) -> Result<&RawTable, Fault> {
         let cell = &self.tables[table as usize];
         if cell.get().is_none() {
-            let opened = self.snapshot.open_table(table.definition())?;
+            let opened = self.snapshot()?.open_table(table.definition())?;
             // Only this thread has the view, so the cell is still empty.
             let _ = cell.set(opened);
         }
@@ -119,7 +129,7 @@ impl<'a> View<'a> {
     /// The value, or what its reference stands for.
     fn resolved(&self, table: Table, key: &[u8], value: Bytes) -> Result<Bytes, Fault> {
         let Some(blob) = BlobRef::of(&value) else { return Ok(value) };
-        let blobs = self.snapshot.open_table(BLOBS)?;
+        let blobs = self.snapshot()?.open_table(BLOBS)?;
         let row = blobs.get(blob.id)?.ok_or_else(|| Corrupted::new(table, key, "its blob is missing"))?;
         Ok(Bytes::copy_from_slice(row.value()))
     }

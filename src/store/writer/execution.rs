@@ -69,7 +69,7 @@ impl Writer {
             lease_owner: self.config.owner.clone(),
             generation: claim.generation,
         };
-        turn.tell(&subject, What::Kind(kind));
+        turn.tell(&subject, What::Kind(Box::new(kind)));
         turn.effects.push(Effect::Start(Box::new(Start {
             run,
             generation: claim.generation,
@@ -207,7 +207,7 @@ impl Writer {
         kind: EventKind,
     ) -> Result<(), Fault> {
         self.end_rows(turn, run, body.job, state, RunStatus::Leased, status)?;
-        turn.tell(&body.subject, What::Kind(kind));
+        turn.tell(&body.subject, What::Kind(Box::new(kind)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
@@ -274,7 +274,7 @@ impl Writer {
             Some(reason) => EventKind::RunBlocked { reason },
             None => EventKind::RunReleased { crashed: false },
         };
-        turn.tell(&body.subject, What::Kind(kind));
+        turn.tell(&body.subject, What::Kind(Box::new(kind)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });

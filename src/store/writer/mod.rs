@@ -41,12 +41,17 @@ use crate::run::RunStatus;
 use crate::time::Clock;
 use turn::{Effect, Turn};
 
+/// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
+const RELAYED_OPS_MIN: usize = 16;
+
 /// What the writer tells the actors, after the commit.
 pub(crate) trait Effects: Send + Sync {
     /// A lease is on disk: start the body.
     fn start(&self, start: Start);
     /// The run's cancel is on disk: tell the body.
     fn cancel(&self, run: RunId, generation: Generation);
+    /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be.
+    fn answer(&self, _ops: &mut Vec<Op>) {}
 }
 
 /// A lease that is on disk, with what its body needs.
@@ -181,6 +186,9 @@ pub(crate) struct Writer {
     watchers: Vec<Watcher>,
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
+    /// Memory for the next group.
+    spare: turn::Spare,
+    spare_ops: Vec<Op>,
     effects: Option<Arc<dyn Effects>>,
     events: Ring<Told>,
     bell: Arc<Bell>,
@@ -222,6 +230,8 @@ impl Writer {
             watchers: Vec::new(),
             inbox,
             pending: VecDeque::new(),
+            spare: turn::Spare::default(),
+            spare_ops: Vec::new(),
             effects: None,
             events,
             bell,
@@ -260,7 +270,7 @@ impl Writer {
                 return true;
             }
         }
-        let (mut ops, mut bytes) = (Vec::new(), 0);
+        let (mut ops, mut bytes) = (std::mem::take(&mut self.spare_ops), 0);
         while let Some(op) = self.pending.front() {
             let alone = matches!(op, Op::Close(_));
             bytes += op.bytes();
@@ -308,13 +318,24 @@ impl Writer {
         }
         self.recovered(&outage);
         let ended = self.ended;
-        for op in ops {
-            match op {
-                Op::Quiet(_) | Op::Idle(_) => self.watchers.push(Watcher { op, ended }),
-                op => op.settle(None),
-            }
+        for op in ops.extract_if(.., |op| matches!(op, Op::Quiet(_) | Op::Idle(_))) {
+            self.watchers.push(Watcher { op, ended });
         }
+        self.answer(ops);
         ControlFlow::Continue(())
+    }
+
+    /// Answers everyone. Where they are many, a task of the bodies' runtime answers the bodies: waking them is dearer from this
+    /// thread, and the next group need not wait for it. Callers from outside may be of another runtime, or of none.
+    fn answer(&mut self, mut ops: Vec<Op>) {
+        if ops.len() >= RELAYED_OPS_MIN
+            && let Some(effects) = &self.effects
+        {
+            ops.extract_if(.., |op| op.is_from_outside()).for_each(|op| op.settle(None));
+            effects.answer(&mut ops);
+        }
+        ops.drain(..).for_each(|op| op.settle(None));
+        self.spare_ops = ops;
     }
 
     /// One attempt at a group, with what its failing takes. Breaks once the group is decided, or the writer is to end.
@@ -355,7 +376,8 @@ impl Writer {
     fn attempt(&mut self, ops: &mut Vec<Op>) -> Result<turn::Done, Box<Failed>> {
         let shared = self.disk.shared().clone();
         let view = shared.view().map_err(Failed::file)?;
-        let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
+        let (spare, now, monotonic) = (std::mem::take(&mut self.spare), self.clock.now(), self.clock.monotonic());
+        let mut turn = Turn::with(spare, &view, self.disk.next_sequence(), now, monotonic);
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
@@ -380,8 +402,9 @@ impl Writer {
             ops.drain(..).for_each(|op| op.settle(None));
         }
         match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
-            Ok(()) => {
+            Ok(row) => {
                 hooks.pass(Failpoint::AfterCommit);
+                row.iter().for_each(|row| done.recorded(row));
                 Ok(done)
             }
             Err(fault) => Err(Box::new(Failed::File(Some(Box::new(done)), fault))),
@@ -424,14 +447,14 @@ impl Writer {
     }
 
     /// Tells everyone what is on disk now.
-    fn publish(&mut self, done: turn::Done) {
+    fn publish(&mut self, mut done: turn::Done) {
         self.condition.set_sequence(self.disk.next_sequence() - 1);
-        self.events.publish(done.events);
+        self.events.publish(done.events.drain(..));
         for (run, ended) in &done.ends {
             self.ended += u64::from(!matches!(ended, Ended::Deleted));
             self.bell.ring(*run, ended);
         }
-        for effect in done.effects {
+        for effect in done.effects.drain(..) {
             match effect {
                 Effect::Start(start) => {
                     let alive = Alive { generation: start.generation, job: start.job, key: start.key.clone() };
@@ -452,6 +475,7 @@ impl Writer {
                 }
             }
         }
+        self.spare = done.into_spare();
     }
 
     /// Starts runs for [`Op::Idle`] though the runtime is paused.

@@ -14,6 +14,7 @@ use crate::event::{Ended, EventKind, Subject, Told, What};
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::Fault;
+use crate::store::journal::Row;
 use crate::store::stage::Stage;
 use crate::store::tables::Table;
 use crate::store::tail::Live;
@@ -51,7 +52,38 @@ pub(super) struct Done {
     pub(super) ends: Vec<(RunId, Ended)>,
 }
 
+/// Memory that groups use one after the other. Large pieces that come and go make allocators walk their heaps.
+#[derive(Debug, Default)]
+pub(super) struct Spare {
+    stage: Stage,
+    events: Vec<Told>,
+    effects: Vec<Effect>,
+}
+
 impl Done {
+    /// What is left once everything is published.
+    pub(super) fn into_spare(self) -> Spare {
+        let Done { mut stage, mut events, mut effects, .. } = self;
+        stage.clear();
+        events.clear();
+        effects.clear();
+        Spare { stage, events, effects }
+    }
+
+    /// The group is on disk as this row: what its steps tell is told from there.
+    pub(super) fn recorded(&mut self, row: &Row) {
+        let staged = self.stage.puts_of_steps();
+        let mut records = staged.zip(row.steps()).filter_map(|(is_put, value)| is_put.then_some(value));
+        for event in &mut self.events {
+            if let What::Checkpoint(told) = &event.what
+                // One that is too large for a row of the journal stands there as a reference.
+                && let Some(record) = records.next().flatten().filter(|record| record[..] == told.record[..])
+            {
+                event.what = What::Recorded { index: told.index, duration: told.duration, record };
+            }
+        }
+    }
+
     /// How many sequence numbers the group takes.
     pub(super) fn sequences(&self) -> u64 {
         if self.stage.is_empty() { 0 } else { self.events.len() as u64 }
@@ -75,16 +107,28 @@ impl Loaded {
 
 impl<'v> Turn<'v> {
     pub(super) fn new(view: &'v View<'v>, next_sequence: u64, now: Timestamp, monotonic: Duration) -> Self {
+        Self::with(Spare::default(), view, next_sequence, now, monotonic)
+    }
+
+    /// A turn that uses the memory of an earlier one.
+    pub(super) fn with(
+        spare: Spare,
+        view: &'v View<'v>,
+        next_sequence: u64,
+        now: Timestamp,
+        monotonic: Duration,
+    ) -> Self {
+        let Spare { stage, events, effects } = spare;
         Turn {
             view,
-            stage: Stage::default(),
+            stage,
             now,
             monotonic,
-            effects: Vec::new(),
+            effects,
             live: Vec::new(),
             tallied: BTreeSet::new(),
             ends: Vec::new(),
-            events: Vec::new(),
+            events,
             next_sequence,
         }
     }
@@ -150,7 +194,7 @@ impl<'v> Turn<'v> {
 
     /// Adds an event of this commit about a run that does not execute.
     pub(super) fn event(&mut self, run: RunId, job_name: &Arc<str>, record: &RunRecord, kind: EventKind) {
-        self.tell(&subject(run, job_name, record), What::Kind(kind));
+        self.tell(&subject(run, job_name, record), What::Kind(Box::new(kind)));
     }
 }
 

@@ -1,0 +1,87 @@
+//! Answers of large groups, given by a task instead of the writer.
+//!
+//! Waking a task from a thread that is none of its runtime's takes a lock and maybe a system call for each; from a task of the
+//! runtime it is a push to a queue. So the writer hands a group over as a whole, and goes on with the next.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::store::op::Op;
+
+#[derive(Default)]
+pub(super) struct Relay {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    ops: VecDeque<Op>,
+    /// Its task is gone, with the runtime that it was of.
+    closed: bool,
+}
+
+impl Relay {
+    pub(super) fn spawn() -> Arc<Relay> {
+        let relay = Arc::new(Relay::default());
+        tokio::spawn(Task(relay.clone()).run());
+        relay
+    }
+
+    /// Takes what is to be answered, unless its runtime has gone.
+    pub(super) fn answer(&self, ops: &mut Vec<Op>) {
+        let mut queue = self.queue();
+        if !queue.closed {
+            queue.ops.extend(ops.drain(..));
+            drop(queue);
+            self.arrived.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.queue().closed = true;
+        self.arrived.notify_one();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wherever it ends, nobody is left without an answer.
+struct Task(Arc<Relay>);
+
+impl Task {
+    async fn run(self) {
+        let mut ops = VecDeque::new();
+        loop {
+            let closed = {
+                let mut queue = self.0.queue();
+                std::mem::swap(&mut queue.ops, &mut ops);
+                queue.closed
+            };
+            if ops.is_empty() {
+                if closed {
+                    return;
+                }
+                self.0.arrived.notified().await;
+                continue;
+            }
+            ops.drain(..).for_each(|op| op.settle(None));
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let left = {
+            let mut queue = self.0.queue();
+            queue.closed = true;
+            std::mem::take(&mut queue.ops)
+        };
+        left.into_iter().for_each(|op| op.settle(None));
+    }
+}
