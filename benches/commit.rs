@@ -10,6 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use support::{Bare, tokio_runtime};
 
 fn bench(criterion: &mut Criterion) {
+    support::refuse_other_builds();
     let dir = tempfile::tempdir().expect("a directory");
     let bare = Bare::open(&dir.path().join("bare.redb"));
     let runtime = tokio_runtime();

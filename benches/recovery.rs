@@ -75,6 +75,7 @@ async fn reopen(runs: usize) -> (Duration, u64) {
 }
 
 fn bench(criterion: &mut Criterion) {
+    support::refuse_other_builds();
     let runtime = tokio_runtime();
     let (took, bytes) = runtime.block_on(reopen(200_000));
     println!("W6b open with 200,000 pending runs, {} MiB: {:.0} ms", bytes >> 20, took.as_secs_f64() * 1e3);

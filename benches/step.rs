@@ -60,7 +60,7 @@ fn latency() {
         let (mut ours, mut base) = (Vec::new(), Vec::new());
         for _ in 0..300 {
             let began = Instant::now();
-            bare.record(vec![7; 224]).await;
+            bare.record(vec![7; support::RECORD_BYTES]).await;
             base.push(began.elapsed());
             let began = Instant::now();
             job.trigger_and_wait(1).await.expect("completes");
@@ -80,6 +80,7 @@ fn latency() {
 }
 
 fn bench(criterion: &mut Criterion) {
+    support::refuse_other_builds();
     throughput(1_024);
     throughput(64);
     latency();

@@ -70,6 +70,7 @@ fn backlog() {
 }
 
 fn bench(criterion: &mut Criterion) {
+    support::refuse_other_builds();
     rates();
     backlog();
     let runtime = tokio_runtime();
