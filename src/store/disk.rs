@@ -164,10 +164,17 @@ impl Disk {
         // No number is given out twice, also where its blob is gone: a fold that was cut off may free it again.
         self.next_blob = self.next_blob.max(number(meta::BLOB)?);
         let mut tail = Tail::default();
-        for row in snapshot.open_table(JOURNAL)?.iter()? {
-            let (group, bytes) = row?;
-            let group = group.value();
-            let row = journal::read(bytes.value()).map_err(|reason| Corrupted {
+        let rows = snapshot.open_table(JOURNAL)?;
+        let mut pieces = rows.iter()?.peekable();
+        while let Some(piece) = pieces.next() {
+            let (key, piece) = piece?;
+            let (group, mut bytes) = (journal::group_of(key.value()), piece.value().to_vec());
+            while let Some(piece) =
+                pieces.next_if(|piece| piece.as_ref().map_or(true, |(key, _)| journal::group_of(key.value()) == group))
+            {
+                bytes.extend_from_slice(piece?.1.value());
+            }
+            let row = journal::read(bytes).map_err(|reason| Corrupted {
                 table: "journal",
                 key: group.to_string(),
                 reason,
@@ -236,7 +243,11 @@ impl Disk {
                 push(Table::Steps, &key, value, false)?;
             }
             let built = builder.finish(next_sequence, last_id);
-            txn.open_table(JOURNAL)?.insert(group, &built.bytes[..])?;
+            let mut table = txn.open_table(JOURNAL)?;
+            for (key, piece) in journal::pieces(group, &built.bytes) {
+                table.insert(key, piece)?;
+            }
+            drop(table);
             row = Some(built);
         }
         let slice = self.fold_slice(&txn)?;

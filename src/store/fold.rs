@@ -11,7 +11,9 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::Fault;
-use super::steps::{self, Folded, StepSlot};
+use super::bulk::{Raw, insert_ascending};
+use super::journal;
+use super::steps::{self, Folded, Folder, StepSlot};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::tail::Tail;
 use crate::codec::BlobRef;
@@ -113,7 +115,7 @@ impl Round {
             Phase::Journal => {
                 let first = tail.oldest_group().unwrap_or(self.upto);
                 let last = self.upto.min(first.saturating_add(size.rows as u64));
-                txn.open_table(JOURNAL)?.retain_in(..=last, |_, _| false)?;
+                txn.open_table(JOURNAL)?.retain_in(..=*journal::keys_of(last).end(), |_, _| false)?;
                 watermark.write(txn)?;
                 slice.removed_upto = Some(last);
                 slice.next.phase = if last == self.upto { Phase::Done } else { Phase::Journal };
@@ -140,28 +142,36 @@ impl Slice {
             let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
             let due =
                 tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
-            let mut opened = None;
+            let (mut put, mut freed) = (Vec::new(), Vec::new());
+            let mut target = None;
+            let mut full = false;
             for (key, slot) in due {
-                if rows >= size.rows || bytes >= size.bytes {
-                    let after = self.slots.last().filter(|(last, ..)| *last == table).map(|(_, key, _)| key.clone());
-                    self.next.phase = Phase::Rows { table: at, after };
-                    return Ok(());
+                full = rows >= size.rows || bytes >= size.bytes;
+                if full {
+                    break;
                 }
-                let target = match &mut opened {
-                    Some(target) => target,
-                    none => none.insert(txn.open_table(table.definition())?),
-                };
-                let old = match &slot.value {
-                    Some(value) => target.insert(&key[..], &value[..])?,
-                    None => target.remove(&key[..])?,
-                };
-                let freed = old.and_then(|old| BlobRef::of(old.value()));
-                if let Some(freed) = freed.filter(|blob| slot.value.as_deref().and_then(BlobRef::of) != Some(*blob)) {
-                    txn.open_table(BLOBS)?.remove(freed.id)?;
+                match &slot.value {
+                    Some(value) => put.push((&key[..], &value[..])),
+                    None => {
+                        let old = opened(txn, table, &mut target)?.remove(&key[..])?;
+                        freed.extend(old.and_then(|old| BlobRef::of(old.value())).map(|blob| blob.id));
+                    }
                 }
                 rows += 1;
                 bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
                 self.slots.push((table, key.clone(), slot.group));
+            }
+            if !put.is_empty() {
+                insert_ascending(opened(txn, table, &mut target)?, put, |old, new| {
+                    let old = BlobRef::of(old).filter(|blob| BlobRef::of(new) != Some(*blob));
+                    freed.extend(old.map(|blob| blob.id));
+                })?;
+            }
+            free_blobs(txn, freed)?;
+            if full {
+                let after = self.slots.last().filter(|(last, ..)| *last == table).map(|(_, key, _)| key.clone());
+                self.next.phase = Phase::Rows { table: at, after };
+                return Ok(());
             }
         }
         self.next.phase = Phase::Steps { run: RunId::MIN, index: 0 };
@@ -177,9 +187,10 @@ impl Slice {
     ) -> Result<(), Fault> {
         let upto = self.next.upto;
         let (mut rows, mut bytes) = (0, 0);
-        let mut opened = None;
+        let mut target = None;
         let mut freed = Vec::new();
         let mut next = Phase::Orphans;
+        let mut folder = Folder::default();
         for (run, steps) in tail.steps_from(first_run) {
             let from = if run == first_run { first_index } else { 0 };
             if rows >= size.rows || bytes >= size.bytes {
@@ -201,27 +212,22 @@ impl Slice {
             if !cleared && slots.is_empty() {
                 continue;
             }
-            let table = match &mut opened {
-                Some(table) => table,
-                none => none.insert(txn.open_table(Table::Steps.definition())?),
-            };
+            let table = opened(txn, Table::Steps, &mut target)?;
             if cleared {
                 rows += 1;
                 steps::clear_blocks(table, run, steps.slots(), &mut freed)?;
             }
-            steps::fold_into_blocks(table, run, &slots, &mut freed)?;
+            folder.fold(table, run, &slots, &mut freed)?;
             let range = slots.first().zip(slots.last()).map(|(first, last)| (first.index, last.index));
             self.steps.push(Folded { run, cleared, range });
             if matches!(next, Phase::Steps { .. }) {
                 break;
             }
         }
-        if !freed.is_empty() {
-            let mut blobs = txn.open_table(BLOBS)?;
-            for blob in freed {
-                blobs.remove(blob)?;
-            }
+        if let Some(table) = &mut target {
+            folder.finish(table)?;
         }
+        free_blobs(txn, freed)?;
         self.next.phase = next;
         Ok(())
     }
@@ -239,6 +245,28 @@ impl Slice {
         }
         self.next
     }
+}
+
+/// The table, opened when it is first needed: one that is not touched costs the commit nothing.
+fn opened<'t, 'txn>(
+    txn: &'txn WriteTransaction,
+    table: Table,
+    target: &'t mut Option<Raw<'txn>>,
+) -> Result<&'t mut Raw<'txn>, Fault> {
+    Ok(match target {
+        Some(target) => target,
+        none => none.insert(txn.open_table(table.definition())?),
+    })
+}
+
+fn free_blobs(txn: &WriteTransaction, blobs: Vec<u64>) -> Result<(), Fault> {
+    if !blobs.is_empty() {
+        let mut table = txn.open_table(BLOBS)?;
+        for blob in blobs {
+            table.remove(blob)?;
+        }
+    }
+    Ok(())
 }
 
 impl Watermark {

@@ -2,7 +2,8 @@
 //!
 //! `version u8, crc32c u32, next sequence u64, last run id 16 bytes`, then records: `tag u8, key length u16, key`, and
 //! for a put `value length u32, value`. Numbers are little endian; the tag is the table, with [`DELETE`] set for a
-//! tombstone. A step's key is its run and index; the run alone, with a tombstone, stands for all of its steps. The checksum covers everything after itself. The group's number is the row's key and is not repeated.
+//! tombstone. On disk a row stands in *pieces*, ascending, which fill their pages: redb gives a value pages in powers of two, and
+//! writes what is not used too. A step's key is its run and index; the run alone, with a tombstone, stands for all of its steps. The checksum covers everything after itself. The group's number is in the keys of the pieces and is not repeated.
 
 use std::ops::Range;
 
@@ -106,9 +107,39 @@ pub(crate) fn step_change(key: &[u8], value: Option<Bytes>) -> Option<(RunId, Ch
     Some((run, value.map_or(Change::Remove(index), |value| Change::Put(index, value))))
 }
 
+/// What a page of redb's holds of a value, if it holds nothing else; bytes for keys and offsets are left generously.
+const PAGE: usize = 4_096;
+const PAGE_OVERHEAD: usize = 64;
+
+/// A row cut into pieces, with the key of each.
+pub(crate) fn pieces(group: u64, row: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut rest = row;
+    (0u64..).map_while(move |number| {
+        let mut length = PAGE - PAGE_OVERHEAD;
+        while rest.len() >= (length + PAGE_OVERHEAD) * 2 - PAGE_OVERHEAD {
+            length = (length + PAGE_OVERHEAD) * 2 - PAGE_OVERHEAD;
+        }
+        let (piece, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        rest = after;
+        (!piece.is_empty()).then_some((keys_of(group).start() + number, piece))
+    })
+}
+
+/// The keys of a group's pieces. A piece takes half of what is left at least, so a row has far fewer than there are keys.
+pub(crate) fn keys_of(group: u64) -> std::ops::RangeInclusive<u64> {
+    group << PIECE_BITS..=(group << PIECE_BITS) | ((1 << PIECE_BITS) - 1)
+}
+
+/// The group that a piece is of.
+pub(crate) fn group_of(key: u64) -> u64 {
+    key >> PIECE_BITS
+}
+
+const PIECE_BITS: u32 = 8;
+
 /// Reads a row back; the reason where it can't be.
-pub(crate) fn read(bytes: &[u8]) -> Result<Row, &'static str> {
-    let bytes = Bytes::copy_from_slice(bytes);
+pub(crate) fn read(bytes: Vec<u8>) -> Result<Row, &'static str> {
+    let bytes = Bytes::from(bytes);
     let (header, _) = bytes.split_at_checked(HEADER).ok_or("too short")?;
     if header[0] != VERSION {
         return Err("unknown version");
@@ -180,19 +211,23 @@ mod tests {
                 builder.push(Table::from_byte(*table).expect("in range"), key, value.as_deref(), false);
             }
             let row = builder.finish(sequence, RunId::numbered(last));
-            let found = read(&row.bytes).expect("reads back");
+            let stored: Vec<u8> = pieces(7, &row.bytes).flat_map(|(key, piece)| {
+                assert_eq!(group_of(key), 7);
+                piece.to_vec()
+            }).collect();
+            let found = read(stored).expect("reads back");
             prop_assert_eq!(&found.entries, &row.entries);
             prop_assert_eq!((found.next_sequence, found.last_id), (sequence, RunId::numbered(last)));
         }
 
         #[test]
         fn reading_any_bytes_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read(&bytes);
+            let _ = read(bytes.clone());
             if bytes.len() > HEADER {
                 bytes[0] = VERSION;
                 let crc = crc32c::crc32c(&bytes[CRC_END..]);
                 bytes[1..CRC_END].copy_from_slice(&crc.to_le_bytes());
-                let _ = read(&bytes);
+                let _ = read(bytes.clone());
             }
         }
     }

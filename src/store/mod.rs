@@ -9,6 +9,7 @@
 //! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
 
 pub(crate) mod backend;
+mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;

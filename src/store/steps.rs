@@ -11,9 +11,10 @@
 use std::collections::BTreeSet;
 
 use bytes::{Buf, Bytes};
-use redb::{ReadableTable, Table as RedbTable};
+use redb::ReadableTable;
 
 use super::Fault;
+use super::bulk::{Raw, insert_ascending};
 use super::tables::Table;
 use crate::codec::{BlobRef, Corrupted, keys};
 use crate::id::RunId;
@@ -151,8 +152,6 @@ fn size_of_block(steps: &[Indexed]) -> usize {
     steps.iter().map(|(_, record)| 8 + record.len()).sum()
 }
 
-type Raw<'txn> = RedbTable<'txn, &'static [u8], &'static [u8]>;
-
 /// Removes every block of a run. Blobs that they refer to go to `freed`, but for those that `kept` refers to: where a crash
 /// makes this happen again, blocks hold steps that were recorded after the clearing.
 pub(crate) fn clear_blocks(
@@ -178,23 +177,65 @@ pub(crate) fn clear_blocks(
     Ok(())
 }
 
-/// Folds steps of one run, ascending, into its blocks. Blobs that superseded records refer to go to `freed`.
-pub(crate) fn fold_into_blocks(
-    table: &mut Raw<'_>,
-    run: RunId,
-    slots: &[&StepSlot],
-    freed: &mut Vec<u64>,
-) -> Result<(), Fault> {
-    let mut slots = slots.iter().peekable();
-    while let Some(slot) = slots.peek() {
-        let mut block = Block::at(table, run, slot.index)?;
-        // As many as have their place in this block.
-        while let Some(slot) = slots.next_if(|slot| block.takes(slot.index)) {
-            block.set(slot.index, slot.value.clone(), freed);
+/// Folds steps into blocks, run by run in ascending order.
+#[derive(Default)]
+pub(crate) struct Folder {
+    /// The last run that the table had before; `None` until it was looked for.
+    last: Option<Option<RunId>>,
+    /// Blocks of runs that the table has nothing of.
+    new: Vec<(keys::Key, Vec<u8>)>,
+}
+
+impl Folder {
+    /// Folds steps of one run, ascending. Blobs that superseded records refer to go to `freed`.
+    pub(crate) fn fold(
+        &mut self,
+        table: &mut Raw<'_>,
+        run: RunId,
+        slots: &[&StepSlot],
+        freed: &mut Vec<u64>,
+    ) -> Result<(), Fault> {
+        let last = match self.last {
+            Some(last) => last,
+            None => table.last()?.and_then(|(key, _)| keys::read_step(key.value())).map(|(run, _)| run),
+        };
+        self.last = Some(last);
+        if last.is_none_or(|last| run > last) {
+            self.begin(run, slots);
+            return Ok(());
         }
-        block.write(table)?;
+        let mut slots = slots.iter().peekable();
+        while let Some(slot) = slots.peek() {
+            let mut block = Block::at(table, run, slot.index)?;
+            // As many as have their place in this block.
+            while let Some(slot) = slots.next_if(|slot| block.takes(slot.index)) {
+                block.set(slot.index, slot.value.clone(), freed);
+            }
+            block.write(table)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The first blocks of a run.
+    fn begin(&mut self, run: RunId, slots: &[&StepSlot]) {
+        let mut steps: Vec<Indexed> = Vec::new();
+        let mut bytes = 0;
+        for slot in slots {
+            let Some(value) = &slot.value else { continue };
+            if bytes >= BLOCK_BYTES {
+                self.new.extend(steps.first().map(|(first, _)| (keys::of_run(run, *first), write_block(&steps))));
+                (bytes, _) = (0, steps.clear());
+            }
+            bytes += 8 + value.len();
+            steps.push((slot.index, value.clone()));
+        }
+        self.new.extend(steps.first().map(|(first, _)| (keys::of_run(run, *first), write_block(&steps))));
+    }
+
+    /// Writes what is left. Without it nothing is lost but what was to be folded.
+    pub(crate) fn finish(self, table: &mut Raw<'_>) -> Result<(), Fault> {
+        insert_ascending(table, self.new.iter().map(|(key, block)| (&key[..], &block[..])), |_, _| {})
+    }
 }
 
 /// A block while it is changed.

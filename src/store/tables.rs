@@ -3,7 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | fixed-width numbers: format version, sequences that outlive the journal |
-//! | `journal` | group `u64`, ascending | all records of one commit (see [`journal`](super::journal)) |
+//! | `journal` | group and piece `u64`, ascending | all records of one commit (see [`journal`](super::journal)) |
 //! | `blobs` | blob `u64`, ascending | one record over 16 KiB, whose row holds a reference |
 //! | [`Table::Jobs`] | job name | `JobRecord`: the job's number |
 //! | [`Table::Runs`] | run | `RunRecord`, payload the input |
