@@ -5,24 +5,113 @@
 #[cfg(feature = "testing")]
 use std::sync::Arc;
 
-/// A named point at which a harness may end the process, or a simulation the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public with the feature `testing`"))]
-#[non_exhaustive]
-pub enum Failpoint {
-    /// A group is applied to the engine; its commit has not begun.
-    BeforeCommit,
-    /// A group is on disk; nobody has been told.
-    AfterCommit,
+/// Declares an enum of plain names together with the list of all of them, so that a harness can't pass over one.
+macro_rules! listed {
+    ($(#[$attribute:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public with the feature `testing`"))]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        #[cfg(feature = "testing")]
+        impl $name {
+            /// All there are.
+            pub const ALL: &[$name] = &[$($name::$variant),+];
+        }
+    };
 }
 
-/// A defect planted on purpose: a harness that does not find it proves nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public with the feature `testing`"))]
-#[non_exhaustive]
-pub enum Bug {
-    /// Callers are answered before the commit that carries what they asked for.
-    AckBeforeCommit,
+listed! {
+    /// A named point at which a harness may end the process, or a simulation the world.
+    Failpoint {
+        /// A new file has its temporary name, is locked, and is empty.
+        TemporaryMade,
+        /// A new file is whole and on disk, under its temporary name.
+        TemporaryFilled,
+        /// A new file has its final name; the temporary one is still there.
+        Linked,
+        /// The file is open and checked; nothing of it has been read.
+        Opened,
+        /// The directory of the opened file is on disk.
+        DirectorySynced,
+        /// Engine and bodies are rebuilt from the file; what that changed is not committed.
+        Rebuilt,
+        /// What crashed with the last process is pending again, on disk; the journal is not folded.
+        Recovered,
+        /// A group is applied to the engine; its commit has not begun.
+        BeforeCommit,
+        /// A slice of the journal is in its tables, by a transaction that is not committed.
+        SliceFolded,
+        /// A slice of the journal is in its tables, on disk.
+        SliceCommitted,
+        /// Rows of the journal whose records are in their tables are removed, on disk.
+        JournalRemoved,
+        /// A group is on disk; nobody has been told.
+        AfterCommit,
+        /// The events of a group are told; its leases have not begun, and nobody has been answered.
+        PublishedHalf,
+        /// A group is told and its leases have begun; its callers have not been answered.
+        Published,
+        /// A commit has failed, and the file is let go of.
+        Released,
+        /// After a commit that failed, the file is open again; the engine is not rebuilt.
+        Reopened,
+        /// A body is about to begin; its lease is on disk.
+        BodyBegins,
+        /// A step's outcome is handed to the writer.
+        CheckpointHandedOver,
+        /// A step's outcome is on disk; the body has not seen it.
+        CheckpointRecorded,
+        /// A body has ended; its outcome has not been handed to the writer.
+        BodyEnded,
+        /// A shutdown has told the bodies to drain.
+        Draining,
+        /// A shutdown has waited for the bodies; what still has a lease is not handed back.
+        Drained,
+        /// A shutdown has handed back what still had a lease.
+        HandedBack,
+        /// A shutdown has folded the journal; the file is still open.
+        FoldedAtClose,
+        /// A shutdown has closed the file; whoever asked for it has not been told.
+        Closed,
+    }
+}
+
+listed! {
+    /// A defect planted on purpose: a harness that does not find it proves nothing.
+    Bug {
+        /// Callers are answered before the commit that carries what they asked for.
+        AckBeforeCommit,
+        /// A step's value is given to the body before the commit that carries its checkpoint.
+        CheckpointBeforeCommit,
+        /// A cancelled run lets go of its key and its slot while its body is still alive.
+        KeyFreeBeforeStop,
+        /// Whether an idempotency key is taken is read from what was committed before the group.
+        IdempotencyFromStaleRead,
+        /// A run that is taken up again gets two bodies.
+        RecoveredTwice,
+        /// A start is not counted as the crash that it may become.
+        CrashUncounted,
+        /// A checkpoint does not set the count of crashes to zero.
+        CrashesNeverForgotten,
+        /// A new file is made under its final name.
+        CreatedInPlace,
+        /// A run that is handed back keeps the crash that its lease counted in advance.
+        HandBackCountsCrash,
+        /// The cancel of an executing run is told and not written.
+        CancelInMemory,
+        /// A body that fails because it was told to stop has failed.
+        DrainedFails,
+        /// A shutdown waits for bodies without end.
+        ShutdownWaits,
+        /// A shutdown closes the file before what is waiting for the disk is on it.
+        ClosedBeforeFlush,
+        /// Calls are let in whatever is waiting.
+        AdmissionUnbounded,
+    }
 }
 
 /// What a harness wants of a runtime.

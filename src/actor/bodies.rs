@@ -129,6 +129,11 @@ impl Bodies {
         }
     }
 
+    /// A body's key has room for another, though it is still there: what [`Bug::KeyFreeBeforeStop`](crate::hooks::Bug) does.
+    pub(super) fn let_go(&self, run: RunId) {
+        self.table().keys.values_mut().for_each(|users| users.running.retain(|(other, _)| *other != run));
+    }
+
     /// Ends every body that has not ended, as a shutdown does after its grace. Gives the runs that are left.
     pub(crate) fn hand_back_all(&self) -> Vec<RunId> {
         let table = self.table();

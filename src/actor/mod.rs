@@ -28,6 +28,7 @@ use ractor::{ActorCell, ActorRef};
 use crate::durably::Core;
 use crate::engine::Generation;
 use crate::error::Error;
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::store::op::Op;
 use crate::store::writer::{Effects, Start};
@@ -114,6 +115,9 @@ impl Effects for Dispatch {
     fn cancel(&self, run: RunId, generation: Generation) {
         if let Some(core) = self.core.upgrade() {
             core.hub.bodies.cancel(run, generation);
+            if core.config.hooks.plants(Bug::KeyFreeBeforeStop) {
+                core.hub.bodies.let_go(run);
+            }
         }
     }
 

@@ -19,6 +19,7 @@ use tracing::Instrument;
 use super::body_gone;
 use crate::durably::Core;
 use crate::error::Error;
+use crate::hooks::{Bug, Failpoint};
 use crate::job::{BodyFuture, Definition, ErrorKind, JobError, JobResult};
 use crate::limits::NOTES_FLUSH_AFTER;
 use crate::step::execution::{Alive, Execution, Verdict};
@@ -45,6 +46,11 @@ pub(super) async fn spawn(core: &Arc<Core>, start: Arc<Start>) -> Result<(), Spa
         }
     });
     let work = Work { core: core.clone(), start, alive: Some(alive) };
+    if core.config.hooks.plants(Bug::RecoveredTwice) && work.start.replay {
+        let twin = Work { core: core.clone(), start: work.start.clone(), alive: Some(Alive::new(|_| {})) };
+        let (actor, _) = Actor::spawn_linked(None, RunActor, twin, nursery.clone()).await?;
+        let _ = actor.send_message(Execute);
+    }
     let (actor, _) = Actor::spawn_linked(None, RunActor, work, nursery).await?;
     let _ = actor.send_message(Execute);
     Ok(())
@@ -123,6 +129,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
+    core.config.hooks.pass(Failpoint::BodyBegins);
     let step = Step::new(execution.clone());
     let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _entered = current::enter(start.run, start.generation, None);
@@ -199,7 +206,11 @@ fn conclude(core: &Core, execution: &Execution, definition: &Definition, result:
         Err(error) if error.kind() == ErrorKind::Panic => Some(Outcome::Failed(error.into_record())),
         Err(_) if execution.cancelled.is_cancelled() => None,
         // Told to stop, it failed: that is no outcome.
-        Err(_) if execution.means.draining.is_cancelled() => Some(Outcome::HandedBack),
+        Err(_)
+            if execution.means.draining.is_cancelled() && !core.config.hooks.plants(Bug::DrainedFails) =>
+        {
+            Some(Outcome::HandedBack)
+        }
         Err(error) => Some(Outcome::Failed(error.into_record())),
     }
 }
@@ -214,6 +225,7 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
         drop(execution.release());
         return;
     };
+    execution.means.hooks.pass(Failpoint::BodyEnded);
     let bytes = if let Outcome::Completed(output) = &outcome { output.len() } else { 0 };
     let admitted = execution.means.store.admit_body(bytes).await;
     let stopped = execution.release().and_then(Arc::into_inner).map(Alive::report).is_some();

@@ -13,6 +13,7 @@ use crate::actor::{self, Dispatch, Hub};
 use crate::config::Config;
 use crate::engine::{Action, refuse};
 use crate::error::Error;
+use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::job::Registry;
 use crate::limits::{PURGE_SLICE, UNACKED_CALLS_MAX};
@@ -73,6 +74,7 @@ impl Core {
             pool: self.pool.clone(),
             draining: self.draining.clone(),
             payload_bytes_max: self.config.payload_bytes_max,
+            hooks: self.config.hooks.clone(),
         }
     }
 
@@ -229,7 +231,12 @@ impl Core {
         // No run starts from here on, before anyone is told to hurry.
         drop(self.store.submit(Op::Pause, true, Admitted::default()).answer().await);
         self.draining.cancel();
+        let hooks = &self.config.hooks;
+        hooks.pass(Failpoint::Draining);
         let quiet = || self.store.submit(Op::Quiet, (), Admitted::default()).answer();
+        if hooks.plants(Bug::ShutdownWaits) {
+            drop(quiet().await);
+        }
         if tokio::time::timeout(self.config.shutdown_grace, quiet()).await.is_err() {
             self.hub.bodies.hand_back_all();
             // A body is dropped at its next await; one that does not come to any is left behind.
@@ -238,6 +245,7 @@ impl Core {
                 tracing::warn!(runs = ?left, blocking = self.pool.busy(), "bodies did not stop and are left behind");
             }
         }
+        hooks.pass(Failpoint::Drained);
         let closed = self.store.submit(Op::Close, true, Admitted::default()).answer().await;
         self.closed.store(true, Ordering::Release);
         self.hub.kill();

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking::Pool;
 use super::signals::{Signal, Signals};
 use crate::event::{EventKind, StepTold, Told, What};
+use crate::hooks::Hooks;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
 use crate::store::op::{Accepted, Admitted, Checkpoint, Line, Notes, Op};
@@ -38,6 +39,7 @@ pub(crate) struct Means {
     pub(crate) pool: Arc<Pool>,
     pub(crate) draining: CancellationToken,
     pub(crate) payload_bytes_max: usize,
+    pub(crate) hooks: Hooks,
 }
 
 pub(crate) struct Execution {

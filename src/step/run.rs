@@ -23,6 +23,7 @@ use crate::codec;
 use crate::codec::records::{ErrorRecord, StepRecordRef};
 use crate::error::Error;
 use crate::event::{EventKind, StepTold};
+use crate::hooks::Failpoint;
 use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema};
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
@@ -119,6 +120,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                 },
                 State::Recording(mut ticket, result) => match poll_recorded(&mut ticket, cx) {
                     Poll::Ready(Some(_)) => {
+                        ticket.execution.means.hooks.pass(Failpoint::CheckpointRecorded);
                         ticket.done = true;
                         return Poll::Ready(result.map_err(JobError::from_record));
                     }
@@ -297,6 +299,7 @@ impl<T> Outcome<T> {
     fn hand_over<'a>(self, admitted: Admitted) -> State<'a, T> {
         let Outcome { mut ticket, result, told } = self;
         ticket.handed = Some(ticket.execution.hand_over(told, admitted));
+        ticket.execution.means.hooks.pass(Failpoint::CheckpointHandedOver);
         State::Recording(ticket, result)
     }
 }

@@ -18,6 +18,7 @@ use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
 use super::tail::{Live, Tail};
 use super::view::View;
 use crate::codec::{BlobRef, Corrupted};
+use crate::hooks::Failpoint;
 use crate::id::RunId;
 use crate::limits::{INLINE_BYTES_MAX, TAIL_AGE_FOLD, TAIL_BYTES_FOLD, TAIL_BYTES_MAX};
 use crate::time::Clock;
@@ -135,11 +136,14 @@ impl Disk {
         self.two_phase = true;
         self.fold = None;
         self.release();
+        self.options.hooks.pass(Failpoint::Released);
         if let Err(error) = self.medium.drop_page_cache() {
             tracing::warn!(%error, "cached pages of the file can't be dropped");
         }
         self.options.check_integrity = super::file::IntegrityCheck::Always;
-        self.load()
+        self.load()?;
+        self.options.hooks.pass(Failpoint::Reopened);
+        Ok(())
     }
 
     fn load(&mut self) -> Result<(), Fault> {
@@ -251,7 +255,16 @@ impl Disk {
             row = Some(built);
         }
         let slice = self.fold_slice(&txn)?;
+        let hooks = &self.options.hooks;
+        if slice.is_some() {
+            hooks.pass(Failpoint::SliceFolded);
+        }
         txn.commit()?;
+        match &slice {
+            Some(slice) if slice.removes_rows() => hooks.pass(Failpoint::JournalRemoved),
+            Some(_) => hooks.pass(Failpoint::SliceCommitted),
+            None => {}
+        }
         self.commits += 1;
         self.next_blob = next_blob;
         self.next_sequence = next_sequence;
@@ -327,6 +340,7 @@ impl Disk {
     /// Folds the rest and closes the file, so that the next start need not repair or replay.
     pub(crate) fn close(mut self) -> Result<(), Fault> {
         let folded = self.fold_all();
+        self.options.hooks.pass(Failpoint::FoldedAtClose);
         self.release();
         folded
     }

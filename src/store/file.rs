@@ -23,6 +23,7 @@ use redb::{Database, DatabaseError, StorageBackend, StorageError};
 use rustix::fs::OFlags;
 
 use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory};
+use crate::hooks::{Bug, Failpoint, Hooks};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header"), followed by one byte of flags.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
@@ -68,11 +69,17 @@ pub(crate) struct OpenOptions {
     pub(crate) check_integrity: IntegrityCheck,
     /// How long to wait for another holder: a predecessor that is stopping, or a child it forked.
     pub(crate) lock_wait: Duration,
+    pub(crate) hooks: Hooks,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, check_integrity: IntegrityCheck::default(), lock_wait: Duration::from_secs(1) }
+        Self {
+            cache_bytes: 64 << 20,
+            check_integrity: IntegrityCheck::default(),
+            lock_wait: Duration::from_secs(1),
+            hooks: Hooks::default(),
+        }
     }
 }
 
@@ -216,10 +223,12 @@ fn open_existing(path: &Path, options: &OpenOptions) -> Result<Option<Opened>, O
         Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
     let found = lock_and_inspect(&*backend, path, Absent::IsAnError)?;
     let opened = start(Counting::new(backend), path, options, found)?;
+    options.hooks.pass(Failpoint::Opened);
 
     // By every opener, not only the creator: that one may have been killed between linking the name and getting here, and then
     // commits would be acknowledged into a file whose name a power loss takes away.
     sync_directory_of(path).map_err(OpenError::io(path, "sync the directory of"))?;
+    options.hooks.pass(Failpoint::DirectorySynced);
     remove_stale_temporaries(path, (metadata.dev(), metadata.ino()));
 
     let mode = metadata.permissions().mode() & 0o777;
@@ -267,13 +276,34 @@ fn create(
         return refused(ErrorKind::NotFound, "its directory does not exist");
     }
 
+    if options.hooks.plants(Bug::CreatedInPlace) {
+        return create_in_place(path, options, init);
+    }
+
     let Some(temporary) = Temporary::create(path).map_err(io)? else { return Ok(false) };
+    options.hooks.pass(Failpoint::TemporaryMade);
     temporary.fill(path, options, init)?;
+    options.hooks.pass(Failpoint::TemporaryFilled);
     match publish(&temporary.path, path) {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            options.hooks.pass(Failpoint::Linked);
+            Ok(true)
+        }
         Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Ok(false),
         Err(error) => Err(io(error)),
     }
+}
+
+/// What [`Bug::CreatedInPlace`] does instead.
+fn create_in_place(
+    path: &Path,
+    options: &OpenOptions,
+    init: &dyn Fn(&Database) -> Result<(), redb::Error>,
+) -> Result<bool, OpenError> {
+    let db = Database::builder().create(path).map_err(|error| OpenError::redb(path, error))?;
+    options.hooks.pass(Failpoint::TemporaryMade);
+    init(&db).map_err(|source| OpenError::Init { path: path.to_path_buf(), source })?;
+    Ok(true)
 }
 
 /// Names a finished file, never replacing one.

@@ -127,6 +127,11 @@ impl Round {
 }
 
 impl Slice {
+    /// Whether it removes rows of the journal.
+    pub(crate) fn removes_rows(&self) -> bool {
+        self.removed_upto.is_some()
+    }
+
     fn fold_rows(
         &mut self,
         txn: &WriteTransaction,

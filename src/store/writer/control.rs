@@ -10,6 +10,7 @@ use crate::codec::{self, keys};
 use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::op::{Purge, Purged, Resume, Targets};
@@ -59,10 +60,19 @@ impl Writer {
             };
             count += 1;
             if let Some(body) = self.bodies.get(run).cloned() {
+                if self.config.hooks.plants(Bug::CancelInMemory) {
+                    self.bodies.remove(run);
+                    turn.ends.push((*run, Ended::Cancelled));
+                    turn.effects.push(Effect::Cancel(*run, body.generation));
+                    continue;
+                }
                 let mut state = body.state.clone();
                 let kind = EventKind::RunCancelled { replaced_by: None };
                 self.conclude(turn, *run, &body, &mut state, RunStatus::Cancelled, kind)?;
                 turn.effects.push(Effect::Cancel(*run, body.generation));
+                if self.config.hooks.plants(Bug::KeyFreeBeforeStop) {
+                    self.tell_engine(turn, EngineEvent::Stopped { run: *run, generation: body.generation });
+                }
             } else {
                 let mut state = loaded.state.clone();
                 self.end_pending(turn, *run, &loaded, &mut state)?;

@@ -11,6 +11,7 @@ use crate::codec::{self, keys};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::RunStatus;
@@ -56,7 +57,7 @@ impl Writer {
         state.started_at = state.started_at.or(Some(turn.now));
         state.updated_at = Some(turn.now);
         // Counted before user code runs: should this execution take the process with it, the count is on disk already.
-        state.crashes = claim.crashes;
+        state.crashes = if self.config.hooks.plants(Bug::CrashUncounted) { 0 } else { claim.crashes };
         state.front = false;
         state.ticket = None;
         state.blocked = None;
@@ -182,7 +183,9 @@ impl Writer {
             }
             Outcome::HandedBack => {
                 // The lease counted a crash that did not come.
-                state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
+                if !self.config.hooks.plants(Bug::HandBackCountsCrash) {
+                    state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
+                }
                 self.put_back(turn, run, &body, &mut state, None);
             }
             Outcome::Blocked(reason) => {

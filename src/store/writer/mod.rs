@@ -317,6 +317,7 @@ impl Writer {
             return ControlFlow::Break(());
         }
         self.recovered(&outage);
+        self.config.hooks.pass(Failpoint::Published);
         let ended = self.ended;
         for op in ops.extract_if(.., |op| matches!(op, Op::Quiet(_) | Op::Idle(_))) {
             self.watchers.push(Watcher { op, ended });
@@ -401,6 +402,12 @@ impl Writer {
         if hooks.plants(Bug::AckBeforeCommit) {
             ops.drain(..).for_each(|op| op.settle(None));
         }
+        if hooks.plants(Bug::CheckpointBeforeCommit) {
+            ops.extract_if(.., |op| matches!(op, Op::Checkpoint(_))).for_each(|op| op.settle(None));
+        }
+        if hooks.plants(Bug::ClosedBeforeFlush) && self.is_closing() {
+            return Ok(done);
+        }
         match self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live) {
             Ok(row) => {
                 hooks.pass(Failpoint::AfterCommit);
@@ -454,6 +461,7 @@ impl Writer {
             self.ended += u64::from(!matches!(ended, Ended::Deleted));
             self.bell.ring(*run, ended);
         }
+        self.config.hooks.pass(Failpoint::PublishedHalf);
         for effect in done.effects.drain(..) {
             match effect {
                 Effect::Start(start) => {
@@ -572,6 +580,7 @@ impl Writer {
         if hand_back && self.hand_back_all().is_break() {
             tracing::error!("the file stays away: what executes is found as crashed by the next start");
         }
+        self.config.hooks.pass(Failpoint::HandedBack);
         let left = self.inbox.close();
         for op in left.into_iter().chain(self.pending) {
             match op {
@@ -580,6 +589,7 @@ impl Writer {
             }
         }
         let closed = self.disk.close();
+        self.config.hooks.pass(Failpoint::Closed);
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve is left beside the file");
         }

@@ -14,6 +14,7 @@ use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, Ste
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Place, Queued, Recovered, recover};
 use crate::event::EventKind;
+use crate::hooks::{Bug, Failpoint};
 use crate::id::{IdSource, RunId};
 use crate::job::ErrorKind;
 use crate::run::RunStatus;
@@ -52,11 +53,13 @@ impl Writer {
         let mut done = turn.done();
         drop(view);
         let live = std::mem::take(&mut done.live);
+        self.config.hooks.pass(Failpoint::Rebuilt);
         if done.stage.is_empty() {
             self.disk.set_live(live);
         } else {
             self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live)?;
         }
+        self.config.hooks.pass(Failpoint::Recovered);
         self.condition.set_sequence(self.disk.next_sequence() - 1);
         self.events.publish(done.events);
         Ok(())
@@ -140,7 +143,8 @@ impl Writer {
         let Loaded { record, mut state, .. } = loaded;
         let name = self.job_name(record.job);
         state.recoveries += 1;
-        match recover(state.crashes, sum.generation == state.generation, self.config.max_recoveries) {
+        let got_on = sum.generation == state.generation && !self.config.hooks.plants(Bug::CrashesNeverForgotten);
+        match recover(state.crashes, got_on, self.config.max_recoveries) {
             Recovered::Pending { crashes } => {
                 state.status = RunStatus::Pending.to_byte();
                 state.crashes = crashes;

@@ -12,6 +12,7 @@ use crate::codec::{self, keys};
 use crate::engine::{Event as EngineEvent, JobNumber, Place, Queued};
 use crate::error::Error;
 use crate::event::{EventKind, Payload};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::op::{Idempotency, JobSpec, NewRun, Triggered};
@@ -153,6 +154,7 @@ impl Writer {
                 return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
             }
             if let Some(run) = turn.holder(job, &idempotency.key)?
+                && !(self.config.hooks.plants(Bug::IdempotencyFromStaleRead) && turn.creates(run))
                 && let Some(held) = turn.load(run)?
                 && in_force(idempotency, &held, turn.now)
             {

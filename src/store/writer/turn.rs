@@ -171,6 +171,11 @@ impl<'v> Turn<'v> {
         Ok(Some(run))
     }
 
+    /// Whether a run is created by this group: what a read of before the group would not show.
+    pub(super) fn creates(&self, run: RunId) -> bool {
+        self.view.get(Table::Runs, run.as_bytes()).is_ok_and(|row| row.is_none())
+    }
+
     /// Writes a run's state. `fresh`: it never had one.
     pub(super) fn put_state(&mut self, run: RunId, state: &StateRecord, fresh: bool) {
         let value = codec::seal(state, &[]);
