@@ -15,6 +15,7 @@ use suites::suite::{Plan, Until};
 
 #[expect(clippy::disallowed_methods, reason = "how long a suite takes is no part of what it tests")]
 fn main() {
+    suites::process::be_the_child_if_asked();
     let mut arguments = std::env::args().skip(1);
     let (mut minutes, mut only, mut seed) = (1.0, None, None);
     while let Some(argument) = arguments.next() {

@@ -2,9 +2,13 @@
 //!
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run.
 
+mod holding;
+mod signals;
 mod suites;
+mod teeth;
 
 use suites::suite::{Plan, Suite, Until};
+use suites::{kill9, overload, poison, shutdown};
 
 fn seed() -> u64 {
     let seed = std::env::var("DURABLY_TEST_SEED").ok().map(|seed| seed.parse().expect("DURABLY_TEST_SEED is a number"));
@@ -14,10 +18,35 @@ fn seed() -> u64 {
 }
 
 /// Runs a suite at the size of the tier; fails with what it found.
-#[expect(dead_code, reason = "no suite yet")]
 fn hold(suite: &Suite) {
     let plan = Plan { seed: seed(), until: Until::Cases(suite.cases_of_tier()), bug: None };
     let report = (suite.run)(&plan);
     eprintln!("{}: {} cases, {} faults, {:?}", suite.name, report.cases, report.faults, report.counts);
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+/// Not a test: the process that suites kill.
+#[test]
+fn child_process() {
+    suites::process::be_the_child_if_asked();
+}
+
+#[test]
+fn p1_to_p8_p20_hold_over_kills_at_any_time() {
+    hold(&kill9::SUITE);
+}
+
+#[test]
+fn p9_p10_a_run_that_kills_the_process_is_quarantined_and_nobody_else_is() {
+    hold(&poison::SUITE);
+}
+
+#[test]
+fn p15_a_signal_ends_the_process_in_order() {
+    hold(&shutdown::SUITE);
+}
+
+#[test]
+fn p17_overload_is_refused_in_time_and_bounded() {
+    hold(&overload::SUITE);
 }

@@ -1,0 +1,42 @@
+//! What the suites are worth: each planted defect is found, in no more cases than the tier `ci` has.
+
+use durably::testing::Bug;
+
+use crate::suites::suite::{Plan, Suite, Until};
+use crate::suites::{kill9, overload, poison, shutdown};
+
+/// A defect, the suite that finds it, and in how many cases.
+const TEETH: &[(Bug, &Suite, u64)] = &[
+    (Bug::AckBeforeCommit, &kill9::SUITE, 64),
+    (Bug::CheckpointBeforeCommit, &kill9::SUITE, 64),
+    (Bug::KeyFreeBeforeStop, &kill9::SUITE, 64),
+    (Bug::IdempotencyFromStaleRead, &kill9::SUITE, 64),
+    (Bug::RecoveredTwice, &kill9::SUITE, 64),
+    (Bug::CreatedInPlace, &kill9::SUITE, 64),
+    (Bug::CancelInMemory, &kill9::SUITE, 64),
+    (Bug::CrashUncounted, &poison::SUITE, 6),
+    (Bug::CrashesNeverForgotten, &poison::SUITE, 6),
+    (Bug::HandBackCountsCrash, &shutdown::SUITE, 12),
+    (Bug::DrainedFails, &shutdown::SUITE, 12),
+    (Bug::ShutdownWaits, &shutdown::SUITE, 12),
+    (Bug::ClosedBeforeFlush, &shutdown::SUITE, 12),
+    (Bug::AdmissionUnbounded, &overload::SUITE, 3),
+];
+
+#[test]
+fn every_planted_defect_is_found() {
+    let only = std::env::var("DURABLY_TEST_BUG").ok();
+    let mut missed = Vec::new();
+    for (bug, suite, cases) in TEETH {
+        if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) {
+            continue;
+        }
+        let seed = crate::seed();
+        let report = (suite.run)(&Plan { seed, until: Until::Cases(*cases), bug: Some(*bug) });
+        match report.violations.first() {
+            Some(found) => eprintln!("{bug:?}: found by {} in case {}: {}", suite.name, report.cases, found.what),
+            None => missed.push(format!("{bug:?} by {} in {} cases, seed {seed}", suite.name, report.cases)),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
