@@ -19,10 +19,14 @@ fn seed() -> u64 {
 
 /// Runs a suite at the size of the tier; fails with what it found.
 fn hold(suite: &Suite) {
+    assert!(suites::ALL.iter().any(|listed| listed.name == suite.name), "{} is not listed", suite.name);
     let plan = Plan { seed: seed(), until: Until::Cases(suite.cases_of_tier()), bug: None };
     let report = (suite.run)(&plan);
     eprintln!("{}: {} cases, {} faults, {:?}", suite.name, report.cases, report.faults, report.counts);
-    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+    for found in &report.violations {
+        eprintln!("{}: VIOLATION with DURABLY_TEST_SEED={}: {}", suite.name, found.seed, found.what);
+    }
+    assert!(report.violations.is_empty(), "{} promises were not kept", report.violations.len());
 }
 
 /// Not a test: the process that suites kill.

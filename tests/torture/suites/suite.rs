@@ -18,6 +18,7 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
     Cases(u64),
+    #[cfg_attr(test, expect(dead_code, reason = "what the example `torture` wants"))]
     Time(Instant),
 }
 

@@ -256,6 +256,7 @@ impl Task {
             None => self.ask(work).await?.id(),
         };
         tokio::time::sleep(Duration::from_micros(self.rng.u64(..4_000))).await;
+        say(&Report::Cancelling(victim));
         match self.durably.cancel(victim).await {
             Ok(()) => say(&Report::Cancelled(victim)),
             // It has ended already.

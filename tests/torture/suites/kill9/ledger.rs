@@ -22,8 +22,8 @@ pub struct Ledger {
     cancelled: BTreeSet<RunId>,
     deleting: BTreeSet<RunId>,
     deleted: BTreeSet<RunId>,
-    /// Runs a body of which was gone: those that may have ended.
-    left: BTreeSet<RunId>,
+    /// Those of which a body was gone, or which somebody cancelled.
+    may_have_ended: BTreeSet<RunId>,
     purging: bool,
     outputs: BTreeMap<RunId, u64>,
     pub seen: Seen,
@@ -98,7 +98,7 @@ impl Ledger {
             }
             Report::Exit(run, body) => {
                 ensure!(under.open.remove(&body).is_some(), "P7: {run} left twice");
-                self.left.insert(run);
+                self.may_have_ended.insert(run);
             }
             Report::Begin(run, body, step) => {
                 ensure!(
@@ -117,6 +117,9 @@ impl Ledger {
                 ensure!(ran == under.begun.contains(&(run, body, step)), "P3: {run} step {step} came from nowhere");
                 let first = *self.resolved.entry((run, step)).or_insert(value);
                 ensure!(first == value, "P5: {run} step {step} came back with another value");
+            }
+            Report::Cancelling(run) => {
+                self.may_have_ended.insert(run);
             }
             Report::Cancelled(run) => {
                 self.cancelled.insert(run);
@@ -151,8 +154,8 @@ impl Ledger {
 
     /// Whether a run that was acknowledged need not be there any more.
     fn may_be_gone(&self, run: RunId, work: &Work) -> bool {
-        let ended = self.left.contains(&run) || self.cancelled.contains(&run);
-        self.deleting.contains(&run) || (self.purging && ended && !work.idempotent)
+        let purged = self.purging && !work.idempotent && self.may_have_ended.contains(&run);
+        purged || self.deleting.contains(&run)
     }
 
     /// Compares a file's runs and their steps with what was reported. `idle`: nothing may be left to do.

@@ -221,6 +221,7 @@ pub enum Report {
     Begin(RunId, u32, u32),
     /// A step has resolved to a value; whether its body ran for that.
     Resolved(RunId, u32, u32, u64, bool),
+    Cancelling(RunId),
     Cancelled(RunId),
     Resuming(RunId),
     Deleting(RunId),
