@@ -25,7 +25,7 @@ use super::process::{Process, Role, number_of, on_threads, resident, say, with_b
 use super::several::{Case, InTurn, side_by_side};
 use super::suite::{Plan, Report, Suite};
 
-pub const SUITE: Suite = Suite { name: "overload", run, cases: [3, 20, 200] };
+pub const SUITE: Suite = Suite { name: "overload", run, cases: [2, 20, 200] };
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const ADMISSION_TIMEOUT: Duration = Duration::from_millis(500);
@@ -65,10 +65,10 @@ fn run(plan: &Plan) -> Report {
         let bug = number_of(plan.bug);
         let ms = Duration::from_millis;
         let load = match InTurn::kind_of(seed, 2) {
-            // A large operation goes alone, so it takes up to 50 a second.
-            0 => Load { path, bytes: 1_000_000, calls: 300, every: ms(10), flush: ms(20), bug },
-            // Five go together: up to 16 a second.
-            _ => Load { path, bytes: 200_000, calls: 600, every: ms(10), flush: ms(300), bug },
+            // A large operation goes alone, so it takes one a second.
+            0 => Load { path, bytes: 1_000_000, calls: 110, every: ms(20), flush: ms(1_000), bug },
+            // Five go together.
+            _ => Load { path, bytes: 200_000, calls: 550, every: ms(4), flush: ms(1_000), bug },
         };
         let bytes = load.bytes;
         match judge(load, directory.path()) {
