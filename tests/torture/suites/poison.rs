@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::process::{Process, Role, die, limit, number_of, on_threads, resident, say, with_bug};
-use super::several::{Case, InTurn, side_by_side};
+use super::several::{Case, InTurn, side_by_side, violation};
 use super::suite::{Plan, Report, Suite};
 
 pub const SUITE: Suite = Suite { name: "poison", run, cases: [6, 60, 600] };
@@ -72,8 +72,9 @@ fn run(plan: &Plan) -> Report {
             Death::IsKilled => of_many_kills(plan, directory.path(), &mut counts),
             _ => of_a_culprit(death, plan, directory.path(), &mut counts),
         };
-        let kept = |error| format!("{death:?}: {error:#}; the file is kept in {}", directory.keep().display());
-        Case { faults: counts.get("deaths").copied().unwrap_or(0), counts, violation: outcome.err().map(kept) }
+        let outcome = outcome.with_context(|| format!("{death:?}"));
+        let violation = outcome.err().map(|error| violation(&error, plan, directory));
+        Case { faults: counts.get("deaths").copied().unwrap_or(0), counts, violation }
     })
 }
 

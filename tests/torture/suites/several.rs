@@ -93,6 +93,14 @@ pub fn side_by_side(
     state.into_inner().expect("no case panics").1
 }
 
+/// What a case has found. Its directory is kept, but for defects that were planted.
+pub fn violation(error: &anyhow::Error, plan: &Plan, directory: tempfile::TempDir) -> String {
+    match plan.bug {
+        Some(_) => format!("{error:#}"),
+        None => format!("{error:#}; the file is kept in {}", directory.keep().display()),
+    }
+}
+
 impl Report {
     /// Takes over what another has counted.
     pub fn add(&mut self, other: Report) {

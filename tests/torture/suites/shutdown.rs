@@ -19,7 +19,7 @@ use super::kill9::child::Entered;
 use super::kill9::ledger::Ledger;
 use super::kill9::life::{Report as Said, Work};
 use super::process::{Next, Process, Role, number_of, on_threads, say, with_bug};
-use super::several::{Case, side_by_side};
+use super::several::{Case, side_by_side, violation};
 use super::suite::{Plan, Report, Suite};
 
 pub const SUITE: Suite = Suite { name: "shutdown", run, cases: [12, 500, 5_000] };
@@ -62,9 +62,8 @@ fn run(plan: &Plan) -> Report {
         let directory = tempfile::tempdir().expect("a directory");
         let mut ledger = Ledger::default();
         let outcome = case(seed, plan, directory.path(), &mut ledger);
-        let kept = |error| format!("{error:#}; the file is kept in {}", directory.keep().display());
         let stops = ledger.seen.get("stops").copied().unwrap_or(0);
-        Case { faults: stops, counts: ledger.seen, violation: outcome.err().map(kept) }
+        Case { faults: stops, counts: ledger.seen, violation: outcome.err().map(|error| violation(&error, plan, directory)) }
     })
 }
 
@@ -81,7 +80,7 @@ fn case(seed: u64, plan: &Plan, directory: &Path, ledger: &mut Ledger) -> Result
         let (reports, in_order) = live_until(life, end, &mut rng, directory, ledger).with_context(|| format!("{end:?}"))?;
         crashes += u32::from(!in_order);
         ledger.read(false, reports).with_context(|| format!("in life {number}, {end:?}"))?;
-        inspect(&path, ledger, crashes, last).with_context(|| format!("after life {number}, {end:?}"))?;
+        inspect(&path, ledger, (crashes, max_recoveries), last).with_context(|| format!("after life {number}, {end:?}"))?;
     }
     Ok(())
 }
@@ -147,9 +146,9 @@ fn live_until(
 }
 
 /// Opens the file as a user would, with no code for its runs, and compares.
-fn inspect(path: &Path, ledger: &Ledger, crashes: u32, last: bool) -> Result<()> {
+fn inspect(path: &Path, ledger: &Ledger, (crashes, max_recoveries): (u32, u32), last: bool) -> Result<()> {
     on_threads(1).block_on(async {
-        let builder = Durably::builder().paused(true).max_recoveries(u32::MAX);
+        let builder = Durably::builder().paused(true).max_recoveries(max_recoveries);
         let durably = builder.open(path).await.context("a file that was let go of opens")?;
         let (mut runs, mut steps): (Vec<Run>, _) = (Vec::new(), Vec::new());
         loop {

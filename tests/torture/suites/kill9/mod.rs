@@ -20,7 +20,7 @@ use durably::{Run, RunFilter};
 use rustix::process::Signal;
 
 use super::process::{Next, Process, Role, number_of, on_threads};
-use super::several::{Case, InTurn, side_by_side};
+use super::several::{Case, InTurn, side_by_side, violation};
 use super::suite::{Plan, Report, Suite, Until, Violation};
 use ledger::Ledger;
 use life::{Deed, Fate, Life};
@@ -77,7 +77,7 @@ fn case(seed: u64, plan: &Plan) -> Case {
     let mut ledger = Ledger::default();
     let outcome = lives(seed, plan, directory.path(), &mut ledger);
     let kills = ledger.seen.get("kills").copied().unwrap_or(0);
-    let violation = outcome.err().map(|error| format!("{error:#}; the file is kept in {}", directory.keep().display()));
+    let violation = outcome.err().map(|error| violation(&error, plan, directory));
     Case { faults: kills, counts: ledger.seen, violation }
 }
 
