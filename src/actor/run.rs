@@ -206,9 +206,7 @@ fn conclude(core: &Core, execution: &Execution, definition: &Definition, result:
         Err(error) if error.kind() == ErrorKind::Panic => Some(Outcome::Failed(error.into_record())),
         Err(_) if execution.cancelled.is_cancelled() => None,
         // Told to stop, it failed: that is no outcome.
-        Err(_)
-            if execution.means.draining.is_cancelled() && !core.config.hooks.plants(Bug::DrainedFails) =>
-        {
+        Err(_) if execution.means.draining.is_cancelled() && !core.config.hooks.plants(Bug::DrainedFails) => {
             Some(Outcome::HandedBack)
         }
         Err(error) => Some(Outcome::Failed(error.into_record())),

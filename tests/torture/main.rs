@@ -41,7 +41,7 @@ fn p1_to_p8_p20_hold_over_kills_at_any_time() {
 }
 
 #[test]
-fn p9_p10_a_run_that_kills_the_process_is_quarantined_and_nobody_else_is() {
+fn p10_a_run_that_kills_the_process_is_quarantined_and_nobody_else_is() {
     hold(&poison::SUITE);
 }
 

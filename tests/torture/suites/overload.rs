@@ -79,7 +79,8 @@ fn run(plan: &Plan) -> Report {
                     ("longest answer, ms", outcome.waited_longest.as_millis() as u64),
                     ("grown by, MiB", outcome.grown >> 20),
                 ];
-                let counts = counts.into_iter().map(|(what, count)| (format!("{bytes} bytes: {what}"), count)).collect();
+                let counts =
+                    counts.into_iter().map(|(what, count)| (format!("{bytes} bytes: {what}"), count)).collect();
                 Case { faults: outcome.refused, counts, violation: None }
             }
             Err(error) => Case { violation: Some(format!("{error:#}")), ..Case::default() },

@@ -3,7 +3,6 @@
 //! A case is one way to die: a child dies of one run, beside which 99 others execute, over and over until it comes through.
 //! Then the culprit must have been executed as often as is allowed and have failed as poisoned, and all others be completed.
 //! Or it is a run of many steps whose process is killed 50 times, each time after a new checkpoint: it completes.
-#![expect(clippy::disallowed_methods, reason = "when a process is killed is no part of what is tested")]
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -80,13 +79,14 @@ fn run(plan: &Plan) -> Report {
 
 fn of_a_culprit(death: Death, plan: &Plan, directory: &Path, counts: &mut BTreeMap<String, u64>) -> Result<()> {
     let (path, mut strikes, mut number) = (directory.join("jobs.redb"), 0, 0);
-    while !life(Life { path: path.clone(), number, death, bug: number_of(plan.bug) }, directory, counts, &mut strikes)? {
+    while !life(Life { path: path.clone(), number, death, bug: number_of(plan.bug) }, directory, counts, &mut strikes)?
+    {
         number += 1;
         ensure!(number <= 2 * MAX_RECOVERIES, "P10: after {number} deaths the culprit still executes");
     }
     ensure!(strikes == MAX_RECOVERIES + 1, "P10: the culprit was executed {strikes} times");
     let runs = runs_of(&path)?;
-    ensure!(runs.len() as u64 >= 1 + INNOCENTS, "P1: there are {} runs", runs.len());
+    ensure!(runs.len() as u64 > INNOCENTS, "P1: there are {} runs", runs.len());
     for run in runs {
         if run.job_name == "culprit" {
             let kind = run.error.as_ref().map(|error| error.kind);
@@ -140,7 +140,8 @@ fn runs_of(path: &Path) -> Result<Vec<Run>> {
 
 pub fn live(life: &Life) {
     on_threads(2).block_on(async {
-        let mut builder = with_bug(Durably::builder(), life.bug).max_recoveries(MAX_RECOVERIES).max_concurrent_runs(128);
+        let mut builder =
+            with_bug(Durably::builder(), life.bug).max_recoveries(MAX_RECOVERIES).max_concurrent_runs(128);
         if life.death == Death::IsKilled && life.number < KILLS {
             builder = builder.at_failpoint(|point| {
                 if point == Failpoint::CheckpointRecorded {

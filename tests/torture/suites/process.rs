@@ -199,6 +199,18 @@ impl Process {
         self.child.wait().expect("the child's end")
     }
 
+    /// What each of its threads is at: the name, the state and the kernel function that it waits in.
+    pub fn threads(&self) -> String {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id().as_raw_nonzero()));
+        let of = |task: &Path, what: &str| std::fs::read_to_string(task.join(what)).unwrap_or_default();
+        let line = |task: std::fs::DirEntry| {
+            let (name, waits) = (of(&task.path(), "comm"), of(&task.path(), "wchan"));
+            let state = of(&task.path(), "stat").rsplit(") ").next().unwrap_or_default().chars().next();
+            format!("{} {state:?} {waits}", name.trim())
+        };
+        tasks.map(|tasks| tasks.flatten().map(line).collect::<Vec<_>>().join(", ")).unwrap_or_default()
+    }
+
     /// The last of what it said to stderr.
     pub fn last_words(&self) -> String {
         let words = std::fs::read(&self.stderr).unwrap_or_default();

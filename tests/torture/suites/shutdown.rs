@@ -63,7 +63,11 @@ fn run(plan: &Plan) -> Report {
         let mut ledger = Ledger::default();
         let outcome = case(seed, plan, directory.path(), &mut ledger);
         let stops = ledger.seen.get("stops").copied().unwrap_or(0);
-        Case { faults: stops, counts: ledger.seen, violation: outcome.err().map(|error| violation(&error, plan, directory)) }
+        Case {
+            faults: stops,
+            counts: ledger.seen,
+            violation: outcome.err().map(|error| violation(&error, plan, directory)),
+        }
     })
 }
 
@@ -77,10 +81,12 @@ fn case(seed: u64, plan: &Plan, directory: &Path, ledger: &mut Ledger) -> Result
     for (number, end) in [End::Signal, second, End::Kill, End::None].into_iter().enumerate() {
         let last = end == End::None;
         let life = Life { path: path.clone(), number: number as u32, last, max_recoveries, bug: number_of(plan.bug) };
-        let (reports, in_order) = live_until(life, end, &mut rng, directory, ledger).with_context(|| format!("{end:?}"))?;
+        let (reports, in_order) =
+            live_until(life, end, &mut rng, directory, ledger).with_context(|| format!("{end:?}"))?;
         crashes += u32::from(!in_order);
         ledger.read(false, reports).with_context(|| format!("in life {number}, {end:?}"))?;
-        inspect(&path, ledger, (crashes, max_recoveries), last).with_context(|| format!("after life {number}, {end:?}"))?;
+        inspect(&path, ledger, (crashes, max_recoveries), last)
+            .with_context(|| format!("after life {number}, {end:?}"))?;
     }
     Ok(())
 }
@@ -99,10 +105,11 @@ fn live_until(
     };
     let mut reports = Vec::new();
     let busy_until = Instant::now() + Duration::from_millis(rng.u64(10..250));
-    while end != End::None {
+    loop {
         match process.next(busy_until) {
             Next::Report(report) => reports.push(report),
             Next::TimeUp => break,
+            Next::Ended if end == End::None => break,
             Next::Ended => anyhow::bail!("the child ended by itself: {}", process.last_words()),
         }
     }
@@ -119,7 +126,7 @@ fn live_until(
         End::None => {}
     }
     let patience = if end == End::None { LIVENESS } else { GRACE + PROMISED + BUSY };
-    let rest = process.rest(patience).context("P15: it does not end")?;
+    let rest = process.rest(patience).with_context(|| format!("P15: it does not end: {}", process.threads()))?;
     let took = told.elapsed();
     reports.extend(rest);
     let status = process.status();
@@ -183,8 +190,8 @@ pub fn live(life: &Life) {
         let mut terminate = signal(SignalKind::terminate()).expect("a handler");
         let builder = with_bug(Durably::builder(), life.bug).shutdown_grace(GRACE).max_recoveries(life.max_recoveries);
         let durably = builder.open(&life.path).await.expect("the file opens");
-        let jobs = durably.register(work(life.last)).expect("the job");
         say(&Said::Opened);
+        let jobs = durably.register(work(life.last)).expect("the job");
         if life.last {
             durably.run_until_idle(None).await.expect("idle");
         } else {

@@ -17,6 +17,7 @@ pub struct Plan {
 /// When a suite has done enough.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
+    #[cfg_attr(not(test), expect(dead_code, reason = "what the tests want"))]
     Cases(u64),
     #[cfg_attr(test, expect(dead_code, reason = "what the example `torture` wants"))]
     Time(Instant),
@@ -66,6 +67,7 @@ pub struct Suite {
     pub cases: [u64; 3],
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "what the tests want"))]
 impl Suite {
     /// How many cases `DURABLY_TEST_TIER` asks for.
     pub fn cases_of_tier(&self) -> u64 {

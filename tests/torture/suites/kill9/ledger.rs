@@ -63,7 +63,6 @@ impl Ledger {
         Ok(())
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm a report")]
     fn read_one(&mut self, in_order: bool, under: &mut Under, report: Report) -> Result<()> {
         match report {
             Report::Asking(works) => self.asked.extend(works.into_iter().map(|work| (work.name.clone(), work))),
@@ -101,10 +100,7 @@ impl Ledger {
                 self.may_have_ended.insert(run);
             }
             Report::Begin(run, body, step) => {
-                ensure!(
-                    !self.resolved.contains_key(&(run, step)),
-                    "P3: {run} step {step} began after its checkpoint"
-                );
+                ensure!(!self.resolved.contains_key(&(run, step)), "P3: {run} step {step} began after its checkpoint");
                 ensure!(under.begun.insert((run, body, step)), "P4: {run} step {step} began twice in one body");
                 let cancelled = if in_order { &self.cancelled } else { &under.cancelled_before };
                 ensure!(!cancelled.contains(&run), "P20: {run} step {step} began after an acknowledged cancel");

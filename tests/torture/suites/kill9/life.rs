@@ -93,13 +93,8 @@ const RECOVERING: &[Failpoint] = &[
     Failpoint::SliceCommitted,
     Failpoint::JournalRemoved,
 ];
-const ENDING: &[Failpoint] = &[
-    Failpoint::Draining,
-    Failpoint::Drained,
-    Failpoint::HandedBack,
-    Failpoint::FoldedAtClose,
-    Failpoint::Closed,
-];
+const ENDING: &[Failpoint] =
+    &[Failpoint::Draining, Failpoint::Drained, Failpoint::HandedBack, Failpoint::FoldedAtClose, Failpoint::Closed];
 const FAILING: &[Failpoint] = &[Failpoint::Released, Failpoint::Reopened];
 
 impl Fate {

@@ -57,7 +57,8 @@ fn run(plan: &Plan) -> Report {
                 report.add(side_by_side(&mut || one.take(), false, |seed| case(seed, plan)));
             }
         }
-        for what in ["bursts", "keys shared", "runs cancelled", "runs resumed", "runs deleted", "purges", "steps replayed"]
+        for what in
+            ["bursts", "keys shared", "runs cancelled", "runs resumed", "runs deleted", "purges", "steps replayed"]
         {
             if !report.counts.iter().any(|(counted, _)| counted == what) {
                 report.violations.push(Violation { seed: plan.seed, what: format!("there were no {what}") });
@@ -110,13 +111,7 @@ fn lives(seed: u64, plan: &Plan, directory: &Path, ledger: &mut Ledger) -> Resul
 }
 
 /// One life of the child: what it reported.
-fn live(
-    role: Role,
-    fate: &Fate,
-    last: bool,
-    directory: &Path,
-    ledger: &mut Ledger,
-) -> Result<Vec<life::Report>> {
+fn live(role: Role, fate: &Fate, last: bool, directory: &Path, ledger: &mut Ledger) -> Result<Vec<life::Report>> {
     let mut process = Process::start(&role, directory);
     let began = Instant::now();
     let mut due: BTreeMap<(Instant, usize), Deed> = BTreeMap::new();
