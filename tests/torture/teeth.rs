@@ -20,7 +20,7 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::DrainedFails, &shutdown::SUITE, 12),
     (Bug::ShutdownWaits, &shutdown::SUITE, 12),
     (Bug::ClosedBeforeFlush, &shutdown::SUITE, 12),
-    (Bug::AdmissionUnbounded, &overload::SUITE, 3),
+    (Bug::AdmissionUnbounded, &overload::SUITE, 1),
 ];
 
 #[test]
