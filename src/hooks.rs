@@ -91,6 +91,8 @@ listed! {
         KeyFreeBeforeStop,
         /// Whether an idempotency key is taken is read from what was committed before the group.
         IdempotencyFromStaleRead,
+        /// Some runs that are triggered go before those that wait.
+        OrderLost,
         /// A run that is taken up again gets two bodies.
         RecoveredTwice,
         /// A start is not counted as the crash that it may become.

@@ -11,6 +11,7 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::CheckpointBeforeCommit, &kill9::SUITE, 64),
     (Bug::KeyFreeBeforeStop, &kill9::SUITE, 64),
     (Bug::IdempotencyFromStaleRead, &kill9::SUITE, 64),
+    (Bug::OrderLost, &kill9::SUITE, 64),
     (Bug::RecoveredTwice, &kill9::SUITE, 64),
     (Bug::CreatedInPlace, &kill9::SUITE, 64),
     (Bug::CancelInMemory, &kill9::SUITE, 64),

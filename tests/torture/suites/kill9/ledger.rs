@@ -19,6 +19,8 @@ pub struct Ledger {
     holders: BTreeMap<String, RunId>,
     /// By step: what it resolved to.
     resolved: BTreeMap<(RunId, u32), u64>,
+    /// Runs that have begun at least once.
+    entered: BTreeSet<RunId>,
     cancelled: BTreeSet<RunId>,
     deleting: BTreeSet<RunId>,
     deleted: BTreeSet<RunId>,
@@ -89,6 +91,7 @@ impl Ledger {
                     ensure!(holders < *limit as usize, "P7: {run} is one more than {limit} with {key}");
                 }
                 ensure!(under.open.values().all(|(other, _)| *other != run), "P7: {run} has two bodies");
+                self.check_order(run, &work)?;
                 under.open.insert(body, (run, work));
                 let entered = under.entered.entry(run).or_default();
                 *entered += 1;
@@ -144,6 +147,19 @@ impl Ledger {
             }
             Report::Unexpected(error) => anyhow::bail!("a call was answered with {error}"),
             Report::Opened | Report::Dies(_) | Report::Closed => {}
+        }
+        Ok(())
+    }
+
+    /// Runs of a key that goes one at a time begin in the order in which they were triggered.
+    fn check_order(&mut self, run: RunId, work: &Work) -> Result<()> {
+        if !self.entered.insert(run) || !work.key.as_ref().is_some_and(|(_, limit)| *limit == 1) {
+            return Ok(());
+        }
+        for (older, name) in self.acknowledged.range(..run) {
+            // One that was cancelled may have gone to the back of the line.
+            let waits = self.asked[name].key == work.key && !self.may_have_ended.contains(older);
+            ensure!(!waits || self.entered.contains(older), "P7: {run} has overtaken {older}, which has the same key");
         }
         Ok(())
     }

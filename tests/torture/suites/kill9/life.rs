@@ -174,7 +174,9 @@ impl Fate {
         let once = CREATING.contains(&point) || ENDING.contains(&point) || FAILING.contains(&point);
         let pass = match point {
             _ if once => 1,
-            _ if RECOVERING.contains(&point) => rng.u32(1..3),
+            Failpoint::Rebuilt | Failpoint::Recovered => 1,
+            // The first of them while opening, the others while runs execute.
+            _ if RECOVERING.contains(&point) => 8f64.powf(rng.f64()) as u32,
             _ => 40f64.powf(rng.f64()) as u32,
         };
         let linger = if rng.bool() { Duration::ZERO } else { Duration::from_micros(rng.u64(..5_000)) };
