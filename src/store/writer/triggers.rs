@@ -270,7 +270,7 @@ impl Writer {
         if let Some(idempotency) = &item.idempotency {
             turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
         }
-        let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15] % 2 == 0;
+        let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
         let line = LineRecord { job, key, generation: 0, crashes: 0, front, ticket, blocked: false };
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         if let Some(name) = self.jobs.names.get(&job).cloned() {

@@ -153,7 +153,7 @@ impl Ledger {
 
     /// Runs of a key that goes one at a time begin in the order in which they were triggered.
     fn check_order(&mut self, run: RunId, work: &Work) -> Result<()> {
-        if !self.entered.insert(run) || !work.key.as_ref().is_some_and(|(_, limit)| *limit == 1) {
+        if !self.entered.insert(run) || work.key.as_ref().is_none_or(|(_, limit)| *limit != 1) {
             return Ok(());
         }
         for (older, name) in self.acknowledged.range(..run) {
