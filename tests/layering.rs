@@ -14,7 +14,8 @@ const PARTS: &[(&str, May)] = &[
     ("limits.rs", May::Only(&[])),
     ("time.rs", May::Only(&[])),
     ("id.rs", May::Only(&["time"])),
-    ("config.rs", May::Only(&["error", "limits", "time"])),
+    ("hooks.rs", May::Only(&[])),
+    ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),
     // Pure: it decides over ids and statuses.
     ("engine/", May::Only(&["id", "limits", "run::RunStatus"])),
     // Bytes: it knows which table a row is of, so that an error can say so.
@@ -30,7 +31,7 @@ const PARTS: &[(&str, May)] = &[
 
 /// Another crate, or part of one, and the only files that may name it.
 const CRATES: &[(&str, &[&str])] = &[
-    ("redb", &["store/"]),
+    ("redb", &["store/", "testing.rs"]),
     ("rustix", &["store/"]),
     ("std::fs", &["store/"]),
     ("std::thread", &["store/", "step/blocking.rs"]),
