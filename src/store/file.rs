@@ -23,6 +23,7 @@ use redb::{Database, DatabaseError, StorageBackend, StorageError};
 use rustix::fs::OFlags;
 
 use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory};
+use super::filling::Filling;
 use crate::hooks::{Bug, Failpoint, Hooks};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header"), followed by one byte of flags.
@@ -222,7 +223,7 @@ fn open_existing(path: &Path, options: &OpenOptions) -> Result<Option<Opened>, O
     let backend: Arc<dyn StorageBackend> =
         Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
     let found = lock_and_inspect(&*backend, path, Absent::IsAnError)?;
-    let opened = start(Counting::new(backend), path, options, found)?;
+    let opened = start(Counting::new(Arc::new(Filling::new(backend))), path, options, found)?;
     options.hooks.pass(Failpoint::Opened);
 
     // By every opener, not only the creator: that one may have been killed between linking the name and getting here, and then

@@ -12,6 +12,7 @@ pub(crate) mod backend;
 mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
+mod filling;
 mod fold;
 mod host;
 mod inbox;
