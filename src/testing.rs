@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::{BackendError, StorageBackend};
 
@@ -99,6 +100,12 @@ impl Builder {
     /// Plants a defect.
     pub fn plant(mut self, bug: Bug) -> Self {
         self.config.hooks.set_bug(bug);
+        self
+    }
+
+    /// Calls `sleep` instead of sleeping where the writer waits for the disk to come back.
+    pub fn sleeping_by(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        self.config.hooks.set_sleep(Arc::new(sleep));
         self
     }
 

@@ -73,6 +73,7 @@ impl Core {
             pool: self.pool.clone(),
             draining: self.draining.clone(),
             payload_bytes_max: self.config.payload_bytes_max,
+            hooks: self.config.hooks.clone(),
         }
     }
 

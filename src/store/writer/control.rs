@@ -10,6 +10,7 @@ use crate::codec::{self, keys};
 use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::op::{Purge, Purged, Resume, Targets};
@@ -59,10 +60,17 @@ impl Writer {
             };
             count += 1;
             if let Some(body) = self.bodies.get(run).cloned() {
+                if self.config.hooks.plants(Bug::CancelOnlyTold) {
+                    turn.effects.push(Effect::Cancel(*run, body.generation));
+                    continue;
+                }
                 let mut state = body.state.clone();
                 let kind = EventKind::RunCancelled { replaced_by: None };
                 self.conclude(turn, *run, &body, &mut state, RunStatus::Cancelled, kind)?;
                 turn.effects.push(Effect::Cancel(*run, body.generation));
+                if self.config.hooks.plants(Bug::KeyFreedAtCancel) {
+                    self.tell_engine(turn, EngineEvent::Stopped { run: *run, generation: body.generation });
+                }
             } else {
                 let mut state = loaded.state.clone();
                 self.end_pending(turn, *run, &loaded, &mut state)?;
@@ -127,7 +135,7 @@ impl Writer {
             key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
             generation: state.generation,
             crashes: 0,
-            front: false,
+            front: self.config.hooks.plants(Bug::ResumedGoFirst),
             ticket: Some(ticket),
             blocked: false,
         };
@@ -224,7 +232,9 @@ impl Writer {
         for run in due {
             // One that can't be read must not keep the others from going.
             if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
-                && (loaded.record.idempotency_ttl_ms.is_none() || expired(&loaded.record, turn.now))
+                && (loaded.record.idempotency_ttl_ms.is_none()
+                    || expired(&loaded.record, turn.now)
+                    || self.config.hooks.plants(Bug::PurgeIgnoresTtl))
             {
                 self.delete_run(turn, run, &loaded)?;
                 deleted += 1;
@@ -245,7 +255,8 @@ impl Writer {
             key: loaded.record.concurrency_key.clone(),
             key_limit: loaded.record.key_limit,
         };
-        Ok(if self.engine.wait(waiter, awaited) { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
+        let allowed = self.config.hooks.plants(Bug::DeadlocksAllowed);
+        Ok(if self.engine.wait(waiter, awaited) || allowed { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
     }
 
     /// Counts a terminal run in, or out.

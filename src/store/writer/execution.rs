@@ -11,6 +11,7 @@ use crate::codec::{self, keys};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::RunStatus;
@@ -177,12 +178,18 @@ impl Writer {
             }
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
+                if let Some(key) = &body.record.idempotency_key
+                    && self.config.hooks.plants(Bug::KeyFreedAtFailure)
+                {
+                    turn.stage.delete(Table::Idempotency, keys::idempotency(body.job, key));
+                }
                 let kind = EventKind::RunFailed { error: error.clone().into() };
                 self.conclude(turn, run, &body, &mut state, RunStatus::Failed, kind)?;
             }
             Outcome::HandedBack => {
                 // The lease counted a crash that did not come.
-                state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
+                let counted = u32::from(!self.config.hooks.plants(Bug::HandBackCounts));
+                state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(counted) };
                 self.put_back(turn, run, &body, &mut state, None);
             }
             Outcome::Blocked(reason) => {

@@ -14,6 +14,7 @@ use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, Ste
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Place, Queued, Recovered, recover};
 use crate::event::EventKind;
+use crate::hooks::Bug;
 use crate::id::{IdSource, RunId};
 use crate::job::ErrorKind;
 use crate::run::RunStatus;
@@ -144,14 +145,15 @@ impl Writer {
             Recovered::Pending { crashes } => {
                 state.status = RunStatus::Pending.to_byte();
                 state.crashes = crashes;
-                state.front = true;
+                let front = !self.config.hooks.plants(Bug::RecoveredGoLast);
+                state.front = front;
                 let line = LineRecord {
                     job: record.job,
                     key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
                     generation: state.generation,
                     crashes,
-                    front: true,
-                    ticket: None,
+                    front,
+                    ticket: if front { None } else { Some(self.ids.next(turn.now)) },
                     blocked: false,
                 };
                 turn.put_state(run, &state, false);
@@ -187,7 +189,13 @@ impl Writer {
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for line in lines {
+        if self.config.hooks.plants(Bug::WakeUpLostOnRestart) {
+            lines.pop();
+        }
+        for mut line in lines {
+            if let Some((_, limit)) = &mut line.key {
+                *limit += u32::from(self.config.hooks.plants(Bug::LimitGrowsOnRestart));
+            }
             self.tell_engine(turn, EngineEvent::Queued(line));
         }
         Ok(())
