@@ -9,6 +9,8 @@ mod ledger;
 mod trace;
 mod world;
 
+use std::sync::Mutex;
+
 use super::suite::{Plan, Report, Suite, Violation};
 
 pub const SUITE: Suite = Suite { name: "simulation", run, cases: [500, 300_000, 5_000_000] };
@@ -16,39 +18,79 @@ pub const SUITE: Suite = Suite { name: "simulation", run, cases: [500, 300_000, 
 /// How often a seed is run a second time, to see that it does the same.
 const TWICE: u64 = 25;
 
+/// Two seeds at a time: each has a thread and a world of its own.
+const THREADS: usize = 2;
+
+#[derive(Default)]
+struct Shared {
+    next: u64,
+    done: Vec<Line>,
+}
+
+/// What one seed did, in the report.
+struct Line {
+    seed: u64,
+    done: world::Done,
+    twice: bool,
+}
+
+fn one(plan: &Plan, case: u64, printed: bool) -> Line {
+    let seed = plan.seed_of(case);
+    let mut done = world::simulate(seed, plan.bug, printed);
+    let twice = case.is_multiple_of(TWICE) && plan.bug.is_none();
+    if twice {
+        let again = world::simulate(seed, plan.bug, false);
+        if (again.hash, again.lines) != (done.hash, done.lines) {
+            let what = format!("the same seed did otherwise: {} lines and {}", done.lines, again.lines);
+            done.violations.push(what);
+        }
+    }
+    if printed {
+        println!("seed {seed}: trace {:016x} of {} lines", done.hash, done.lines);
+    }
+    Line { seed, done, twice }
+}
+
 fn run(plan: &Plan) -> Report {
     let printed = std::env::var_os("DURABLY_TEST_TRACE").is_some();
-    let mut report = Report::default();
-    let (mut events, mut crashes, mut twice) = (0, 0, 0);
+    let shared = Mutex::new(Shared::default());
     super::suite::quietly(|| {
-        while plan.goes_on(report.cases) {
-            let seed = plan.seed_of(report.cases);
-            let done = world::simulate(seed, plan.bug, printed);
-            let found = done.violations.into_iter();
-            report.violations.extend(found.map(|what| Violation { seed, what }));
-            if report.cases.is_multiple_of(TWICE) && plan.bug.is_none() {
-                let again = world::simulate(seed, plan.bug, false);
-                twice += 1;
-                if (again.hash, again.lines) != (done.hash, done.lines) {
-                    let what = format!("the same seed did otherwise: {} lines and {}", done.lines, again.lines);
-                    report.violations.push(Violation { seed, what });
-                }
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    loop {
+                        let case = {
+                            let mut shared = shared.lock().expect("whole");
+                            let found = shared.done.iter().any(|line| !line.done.violations.is_empty());
+                            if !plan.goes_on(shared.next) || (plan.bug.is_some() && found) {
+                                return;
+                            }
+                            shared.next += 1;
+                            shared.next - 1
+                        };
+                        let line = one(plan, case, printed);
+                        shared.lock().expect("whole").done.push(line);
+                    }
+                });
             }
-            report.cases += 1;
-            report.faults += done.faults + done.crashes;
-            events += done.lines;
-            crashes += done.crashes;
-            if printed {
-                println!("seed {seed}: trace {:016x} of {} lines", done.hash, done.lines);
-            }
-            if plan.bug.is_some() && !report.violations.is_empty() {
-                break;
-            }
-        }
+        });
     });
+    let mut lines = shared.into_inner().expect("whole").done;
+    lines.sort_by_key(|line| line.seed);
+    let cases = lines.len() as u64;
+    let (mut report, mut events, mut crashes, mut committed) = (Report { cases, ..Report::default() }, 0, 0, 0);
+    let twice = lines.iter().filter(|line| line.twice).count() as u64;
+    for Line { seed, done, .. } in lines {
+        report.violations.extend(done.violations.into_iter().map(|what| Violation { seed, what }));
+        report.faults += done.faults + done.crashes;
+        events += done.lines;
+        committed += done.events;
+        crashes += done.crashes;
+    }
     report.counts = vec![
         ("events".to_owned(), events),
-        ("events a seed".to_owned(), events / report.cases.max(1)),
+        ("events a seed".to_owned(), events / cases.max(1)),
+        ("committed events".to_owned(), committed),
         ("crashes".to_owned(), crashes),
         ("seeds run twice".to_owned(), twice),
     ];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use durably::testing::Bug;
 use durably::{
-    Clock, Durably, Error, EventKind, Job, JobError, JobHandle, JobResult, OnConflict, Received, RunFilter, RunId,
+    Clock, Durably, Error, Job, JobError, JobHandle, JobResult, OnConflict, Received, RunFilter, RunId,
     RunStatus, Step, StepRetention, Trigger,
 };
 
@@ -394,9 +394,6 @@ impl Life<'_> {
                         if event.committed {
                             world.tell(|ledger| ledger.event(event.sequence, first));
                             first = false;
-                        }
-                        if let EventKind::RunCancelled { .. } = event.kind {
-                            world.tell(|ledger| ledger.seen(event.run_id, RunStatus::Cancelled));
                         }
                     }
                     // What was told to the life before is not in this one's buffer.
