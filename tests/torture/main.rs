@@ -3,6 +3,7 @@
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run.
 
 mod suites;
+mod teeth;
 
 use suites::suite::{Plan, Suite, Until};
 
@@ -24,4 +25,9 @@ fn hold(suite: &Suite) {
 #[test]
 fn the_whole_runtime_keeps_its_promises_over_crashes_faults_and_jumps_of_the_clock() {
     hold(&suites::simulation::SUITE);
+}
+
+#[test]
+fn the_runtime_does_what_the_reference_does() {
+    hold(&suites::model::SUITE);
 }

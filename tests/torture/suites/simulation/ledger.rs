@@ -30,6 +30,8 @@ pub struct Ledger {
     /// Bodies that are running, by key, with the limit each asked for.
     active: BTreeMap<String, Vec<(RunId, u32)>>,
     bodies: BTreeSet<RunId>,
+    /// Bodies that wait for their cancel, and for nothing else.
+    pub hanging: BTreeSet<RunId>,
     pub last_sequence: u64,
     pub events: u64,
 }
@@ -104,6 +106,7 @@ impl Ledger {
 
     pub fn stops(&mut self, run: RunId, key: Option<&str>) {
         self.bodies.remove(&run);
+        self.hanging.remove(&run);
         if let Some(active) = key.and_then(|key| self.active.get_mut(key)) {
             active.retain(|(other, _)| *other != run);
         }

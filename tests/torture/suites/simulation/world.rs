@@ -146,11 +146,14 @@ impl World {
                     step.progress(number as usize, 7).message("on the way");
                     step.log().info("a line", number);
                 }
-                7 if parent => {
+                7 | 8 if parent => {
                     let child = self.child(&step, &name, nonce).await;
                     self.note(format_args!("{run} waited: {child:?}"));
                 }
-                8 => step.cancelled().cancelled().await,
+                9 => {
+                    self.tell(|ledger| drop(ledger.hanging.insert(run)));
+                    step.cancelled().cancelled().await;
+                }
                 _ => sum = sum.wrapping_add(self.step(&step, name, false).await.unwrap_or_default()),
             }
             self.noise().await;
@@ -445,8 +448,8 @@ impl Life<'_> {
             }
             // Some bodies wait for their cancel.
             for run in left.iter().filter(|run| run.status == RunStatus::Leased) {
-                let waited = run.started_at.map_or(Duration::ZERO, |at| world.clock.now().since(at));
-                if waited > Duration::from_secs(60) || world.clock.monotonic() - began > Duration::from_secs(60) {
+                let hangs = world.ledger.lock().expect("whole").hanging.contains(&run.id);
+                if hangs {
                     let _ = handles.durably.cancel(run.id).await;
                 }
             }
