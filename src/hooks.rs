@@ -58,8 +58,8 @@ pub enum Bug {
     DeadlocksAllowed,
     /// A handed back run counts as crashed.
     HandBackCounts,
-    /// A record that can't be read panics.
-    DecoderPanics,
+    /// Fields of a log line are stored though they are nested too deep to be read back.
+    DeepFieldsStored,
 }
 
 /// What a harness wants of a runtime.

@@ -40,6 +40,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 }
 
+pub mod fuzz;
+
 #[derive(Debug)]
 struct Factory(Arc<dyn Disk>);
 

@@ -307,6 +307,12 @@ fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T,
     }
 }
 
+/// Whether bytes can be read as a row of the journal.
+#[cfg(feature = "testing")]
+pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
+    journal::read(bytes).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
+}
+
 fn units(bytes: usize) -> u32 {
     (bytes.min(UNACKED_BYTES_MAX) / BYTES_UNIT) as u32
 }

@@ -31,3 +31,8 @@ fn the_whole_runtime_keeps_its_promises_over_crashes_faults_and_jumps_of_the_clo
 fn the_runtime_does_what_the_reference_does() {
     hold(&suites::model::SUITE);
 }
+
+#[test]
+fn nothing_that_comes_in_does_harm() {
+    hold(&suites::fuzz::SUITE);
+}

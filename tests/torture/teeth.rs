@@ -3,8 +3,8 @@
 use durably::testing::Bug;
 
 use crate::seed;
-use crate::suites::simulation;
 use crate::suites::suite::{Plan, Suite, Until};
+use crate::suites::{fuzz, model, simulation};
 
 /// A defect, the suite that finds it, and in how many cases at most.
 const TEETH: &[(Bug, &Suite, u64)] = &[
@@ -16,10 +16,25 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::StepIndexReused, &simulation::SUITE, 200),
     (Bug::SequenceGivenTwice, &simulation::SUITE, 200),
     (Bug::DeadlocksAllowed, &simulation::SUITE, 200),
-    (Bug::AckBeforeCommit, &simulation::SUITE, 200),
+    (Bug::AckBeforeCommit, &simulation::SUITE, 100),
     (Bug::KeyFreedAtCancel, &simulation::SUITE, 200),
-    (Bug::KeyFreedAtFailure, &simulation::SUITE, 200),
-    (Bug::ReplacedStaysInLine, &simulation::SUITE, 200),
+    (Bug::RecoveredGoLast, &model::SUITE, 300),
+    (Bug::ResumedGoFirst, &model::SUITE, 300),
+    (Bug::LimitGrowsOnRestart, &model::SUITE, 300),
+    (Bug::WakeUpLostOnRestart, &model::SUITE, 300),
+    (Bug::ReplacedStaysInLine, &model::SUITE, 300),
+    (Bug::SkipGivesStarted, &model::SUITE, 300),
+    (Bug::KeyFreedAtFailure, &model::SUITE, 300),
+    (Bug::PurgeIgnoresTtl, &model::SUITE, 300),
+    (Bug::OneLabelOfMany, &model::SUITE, 300),
+    (Bug::CancelOnlyTold, &model::SUITE, 300),
+    (Bug::KeyFreedAtCancel, &model::SUITE, 300),
+    (Bug::FailedStepRunsAgain, &model::SUITE, 300),
+    (Bug::ReplayByPosition, &model::SUITE, 300),
+    (Bug::StepIndexReused, &model::SUITE, 300),
+    (Bug::SequenceGivenTwice, &model::SUITE, 300),
+    (Bug::HandBackCounts, &model::SUITE, 1000),
+    (Bug::DeepFieldsStored, &fuzz::SUITE, 5_000),
 ];
 
 #[test]

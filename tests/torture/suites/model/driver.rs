@@ -233,8 +233,14 @@ impl Case<'_> {
             Kind::Trigger | Kind::TryTrigger | Kind::TriggerJson => self.trigger(life, kind, &mut random).await?,
             Kind::Batch => self.batch(life, &mut random).await?,
             Kind::Register => self.register(life, random.usize(..JOBS.len()))?,
-            Kind::Step | Kind::StepBegins | Kind::StepReturns | Kind::Returns | Kind::Fails | Kind::Propagates
-            | Kind::Panics | Kind::Logs => self.command(kind, &mut random).await?,
+            Kind::Step
+            | Kind::StepBegins
+            | Kind::StepReturns
+            | Kind::Returns
+            | Kind::Fails
+            | Kind::Propagates
+            | Kind::Panics
+            | Kind::Logs => self.command(kind, &mut random).await?,
             Kind::GetRuns | Kind::GetRun | Kind::GetSteps | Kind::GetLogs | Kind::Stats | Kind::Subscribe => {
                 self.read(life, kind, &mut random).await?;
             }
@@ -493,7 +499,12 @@ impl Case<'_> {
 
     // What is done to runs.
 
-    fn done<T: std::fmt::Debug>(&mut self, kind: Kind, is: Result<T, Error>, should: Result<(), Refusal>) -> Result<Option<T>, String> {
+    fn done<T: std::fmt::Debug>(
+        &mut self,
+        kind: Kind,
+        is: Result<T, Error>,
+        should: Result<(), Refusal>,
+    ) -> Result<Option<T>, String> {
         self.count(kind, is.is_ok());
         match (is, should) {
             (Ok(done), Ok(())) => Ok(Some(done)),
@@ -644,9 +655,11 @@ impl Case<'_> {
             Err(Error::RunNotFound { .. }) => None,
             Err(other) => return Err(other.to_string()),
         };
-        let should = self.model.runs.get(&number).map(|run| {
-            if run.status.is_terminal() { run.status } else { RunStatus::Pending }
-        });
+        let should = self
+            .model
+            .runs
+            .get(&number)
+            .map(|run| if run.status.is_terminal() { run.status } else { RunStatus::Pending });
         same!(is, should, "waiting for {id}");
         Ok(())
     }

@@ -157,11 +157,7 @@ impl Model {
         Ok(answers)
     }
 
-    fn decide(
-        &mut self,
-        item: &Asked,
-        own: &mut BTreeMap<(usize, String), (Number, u64)>,
-    ) -> Result<Answer, Refusal> {
+    fn decide(&mut self, item: &Asked, own: &mut BTreeMap<(usize, String), (Number, u64)>) -> Result<Answer, Refusal> {
         if let Some(key) = &item.idempotency {
             let name = (item.job, key.clone());
             // An earlier item of the same batch counts whatever became of it.
@@ -451,9 +447,8 @@ impl Model {
             run.place = (true, ticket);
             (run.completed_at, run.replaced_by, run.error, run.crashes) = (None, None, None, 0);
             let culprit = run.failed_step.take();
-            run.steps.retain(|key, step| {
-                step.outcome.is_ok() || !(culprit.as_ref() == Some(key) || clear.contains(key))
-            });
+            run.steps
+                .retain(|key, step| step.outcome.is_ok() || !(culprit.as_ref() == Some(key) || clear.contains(key)));
         }
         self.start_what_may();
     }
@@ -589,8 +584,7 @@ impl Model {
     /// Pending, leased, completed, failed, cancelled runs of a job.
     pub fn counts(&self, job: usize) -> [u64; 5] {
         use RunStatus::{Cancelled, Completed, Failed, Leased, Pending};
-        [Pending, Leased, Completed, Failed, Cancelled].map(|status| {
-            self.runs.values().filter(|run| run.job == job && run.status == status).count() as u64
-        })
+        [Pending, Leased, Completed, Failed, Cancelled]
+            .map(|status| self.runs.values().filter(|run| run.job == job && run.status == status).count() as u64)
     }
 }

@@ -149,9 +149,8 @@ impl Ledger {
     /// All runs that there are.
     pub fn compare(&mut self, runs: &[Run]) {
         let there: BTreeMap<RunId, &Run> = runs.iter().map(|run| (run.id, run)).collect();
-        let lost = self.runs.iter().filter(|(run, known)| {
-            known.acked && !known.maybe_deleted && !there.contains_key(run)
-        });
+        let lost =
+            self.runs.iter().filter(|(run, known)| known.acked && !known.maybe_deleted && !there.contains_key(run));
         let mut found: Vec<String> = lost.map(|(run, _)| format!("P1: {run} was acknowledged and is gone")).collect();
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for run in runs {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use durably::testing::Bug;
 use durably::{
-    Clock, Durably, Error, Job, JobError, JobHandle, JobResult, OnConflict, Received, RunFilter, RunId,
-    RunStatus, Step, StepRetention, Trigger,
+    Clock, Durably, Error, Job, JobError, JobHandle, JobResult, OnConflict, Received, RunFilter, RunId, RunStatus,
+    Step, StepRetention, Trigger,
 };
 
 use super::clock::SimClock;
@@ -151,7 +151,9 @@ impl World {
                     self.note(format_args!("{run} waited: {child:?}"));
                 }
                 9 => {
-                    self.tell(|ledger| drop(ledger.hanging.insert(run)));
+                    self.tell(|ledger| {
+                        ledger.hanging.insert(run);
+                    });
                     step.cancelled().cancelled().await;
                 }
                 _ => sum = sum.wrapping_add(self.step(&step, name, false).await.unwrap_or_default()),
