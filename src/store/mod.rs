@@ -313,6 +313,12 @@ pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
     journal::read(bytes).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
 }
 
+/// Whether bytes can be read as a block of steps.
+#[cfg(feature = "testing")]
+pub(crate) fn is_block_of_steps(bytes: &bytes::Bytes) -> bool {
+    steps::read_block(b"key", bytes).is_ok()
+}
+
 fn units(bytes: usize) -> u32 {
     (bytes.min(UNACKED_BYTES_MAX) / BYTES_UNIT) as u32
 }
