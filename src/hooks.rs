@@ -71,6 +71,8 @@ pub(crate) struct Hooks {
     bug: Option<Bug>,
     #[cfg(feature = "testing")]
     sleep: Option<Arc<dyn Fn(Duration) + Send + Sync>>,
+    #[cfg(feature = "testing")]
+    folding: Option<(usize, usize)>,
 }
 
 impl Hooks {
@@ -111,6 +113,14 @@ impl Hooks {
 impl Hooks {
     pub(crate) fn set_bug(&mut self, bug: Bug) {
         self.bug = Some(bug);
+    }
+
+    pub(crate) fn set_folding(&mut self, from_bytes: usize, rows: usize) {
+        self.folding = Some((from_bytes, rows));
+    }
+
+    pub(crate) fn folding(&self) -> Option<(usize, usize)> {
+        self.folding
     }
 
     pub(crate) fn set_sleep(&mut self, sleep: Arc<dyn Fn(Duration) + Send + Sync>) {

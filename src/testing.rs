@@ -105,6 +105,12 @@ impl Builder {
         self
     }
 
+    /// Folds the journal from a tail of so many bytes on, so many rows a commit.
+    pub fn folding(mut self, from_bytes: usize, rows: usize) -> Self {
+        self.config.hooks.set_folding(from_bytes, rows);
+        self
+    }
+
     /// Calls `sleep` instead of sleeping where the writer waits for the disk to come back.
     pub fn sleeping_by(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Self {
         self.config.hooks.set_sleep(Arc::new(sleep));

@@ -127,7 +127,12 @@ impl Store {
             check_integrity: IntegrityCheck::default(),
             lock_wait: config.lock_wait,
         };
-        let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
+        #[cfg_attr(not(feature = "testing"), expect(unused_mut, reason = "only a test sets it up otherwise"))]
+        let mut disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
+        #[cfg(feature = "testing")]
+        if let Some((bytes, rows)) = config.hooks.folding() {
+            disk.fold_from(bytes, rows);
+        }
         // Only once the file is ours: what lies beside another's file is not touched.
         let reserve = Reserve::hold(&medium).unwrap_or_else(|error| {
             tracing::warn!(%error, "no reserve is held for a full disk");

@@ -254,7 +254,7 @@ pub fn json_value(value: &Value) -> bool {
 pub fn filter(bytes: &[u8]) -> bool {
     let number = |at: usize| bytes.get(at).map_or(0, |byte| usize::from(*byte));
     let text = String::from_utf8_lossy(bytes.get(4..).unwrap_or_default());
-    let mut filter = RunFilter::new().limit(number(0) << number(1) % 8).offset(number(2) << number(3) % 10);
+    let mut filter = RunFilter::new().limit(number(0) << (number(1) % 8)).offset(number(2) << (number(3) % 10));
     let pairs: Vec<(&str, &str)> = text.split('\n').filter_map(|line| line.split_once('=')).take(8).collect();
     for (key, value) in &pairs {
         filter = filter.label(*key, *value);

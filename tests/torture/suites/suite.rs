@@ -12,12 +12,15 @@ pub struct Plan {
     pub until: Until,
     /// The defect that the runtimes under test have.
     pub bug: Option<Bug>,
+    /// Print what happens, where the suite keeps a trace.
+    pub trace: bool,
 }
 
 /// When a suite has done enough.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
     Cases(u64),
+    #[cfg_attr(test, expect(dead_code, reason = "for the example, which runs for minutes"))]
     Time(Instant),
 }
 
@@ -62,10 +65,12 @@ pub struct Suite {
     pub name: &'static str,
     pub run: fn(&Plan) -> Report,
     /// Cases of the tiers ci, nightly and release.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests, which have tiers"))]
     pub cases: [u64; 3],
 }
 
 impl Suite {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests, which have tiers"))]
     /// How many cases `DURABLY_TEST_TIER` asks for; `DURABLY_TEST_CASES` asks for so many.
     pub fn cases_of_tier(&self) -> u64 {
         if let Ok(cases) = std::env::var("DURABLY_TEST_CASES") {

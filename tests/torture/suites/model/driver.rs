@@ -35,7 +35,7 @@ macro_rules! operations {
 }
 operations! {
     Trigger 14, TryTrigger 2, TriggerJson 3, Batch 5, Wait 2, Cancel 6, CancelWhere 1, Retrigger 3, RetriggerWhere 1,
-    Resume 6, ResumeWhere 1, Delete 3, Purge 2, PurgeUpTo 1, GetRun 1, GetRuns 4, GetSteps 1, GetLogs 1, Stats 1,
+    Resume 6, ResumeWhere 1, Delete 3, Purge 4, PurgeUpTo 1, GetRun 1, GetRuns 4, GetSteps 1, GetLogs 1, Stats 1,
     Subscribe 1, Register 2, Start 2, Stop 2, RunUntilIdle 2, Step 16, StepBegins 5, StepReturns 6, Returns 6, Fails 2,
     Propagates 3, Panics 1, Logs 2, Crash 3, Shutdown 2, Fault 3, Jump 2, Advance 2,
 }
@@ -133,6 +133,7 @@ impl Case<'_> {
             .shutdown_grace(Duration::from_millis(10))
             .cache_bytes(1 << 20)
             .paused(paused)
+            .folding(1 << self.random.u32(8..25), self.random.usize(1..50))
             .sleeping_by(move |pause| sleeping.pass(pause));
         if let Some(bug) = self.bug {
             builder = builder.plant(bug);
@@ -319,7 +320,7 @@ impl Case<'_> {
         }
         if random.u8(..3) == 0 {
             asked.idempotency = Some(IDEMPOTENCY[random.usize(..3)].to_owned());
-            asked.ttl_ms = random.bool().then(|| random.u64(..20_000));
+            asked.ttl_ms = random.bool().then(|| random.u64(..60_000));
             asked.reject_changed = random.u8(..3) == 0;
             asked.reuse = random.u8(..3) == 0;
         }
@@ -382,7 +383,6 @@ impl Case<'_> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what a handle says, taken apart")]
     fn answered(
         &mut self,
         answer: Result<Vec<(RunId, Disposition, bool, RunStatus)>, Error>,
@@ -667,7 +667,7 @@ impl Case<'_> {
     /// Whoever asks after the end is told so.
     async fn closed(&mut self, life: &Life) -> Result<(), String> {
         let durably = &life.durably;
-        let id = self.ids.last().copied().unwrap_or_else(|| RunIdOf::any());
+        let id = self.ids.last().copied().unwrap_or_else(some_id);
         let filter = || RunFilter::new();
         let before = Timestamp::from_millis(0);
         let answers = [
@@ -836,12 +836,8 @@ impl Case<'_> {
 }
 
 /// An id for questions that nobody answers.
-struct RunIdOf;
-
-impl RunIdOf {
-    fn any() -> RunId {
-        "01KWDFKD007RZR956N5TAESCXH".parse().expect("an id")
-    }
+fn some_id() -> RunId {
+    "01KWDFKD007RZR956N5TAESCXH".parse().expect("an id")
 }
 
 fn told<O>(run: Result<RunHandle<O>, Error>) -> Result<(RunId, Disposition, bool, RunStatus), Error> {

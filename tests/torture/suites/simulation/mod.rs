@@ -52,7 +52,7 @@ fn one(plan: &Plan, case: u64, printed: bool) -> Line {
 }
 
 fn run(plan: &Plan) -> Report {
-    let printed = std::env::var_os("DURABLY_TEST_TRACE").is_some();
+    let printed = plan.trace;
     let shared = Mutex::new(Shared::default());
     super::suite::quietly(|| {
         std::thread::scope(|scope| {

@@ -27,6 +27,8 @@ struct Settings {
     max_recoveries: u32,
     two_phase: bool,
     cancel_grace: Duration,
+    /// Bytes of the tail and rows of a slice.
+    folding: (usize, usize),
     clients: usize,
     lives: u64,
     ops: u64,
@@ -240,9 +242,10 @@ pub fn simulate(seed: u64, bug: Option<Bug>, printed: bool) -> Done {
         max_recoveries: *random.choice(&[1, 3, 100]).unwrap_or(&3),
         two_phase: random.u8(..4) == 0,
         cancel_grace: Duration::from_millis(random.u64(..3_000)),
+        folding: (1 << random.u32(8..25), random.usize(1..200)),
         clients: random.usize(1..5),
         lives: random.u64(2..6),
-        ops: random.u64(15..50),
+        ops: random.u64(12..40),
         bug,
     };
     let (clock, trace) = (SimClock::default(), Trace::new(printed));
@@ -313,6 +316,7 @@ impl Life<'_> {
             .max_recoveries(self.settings.max_recoveries)
             .two_phase_commit(self.settings.two_phase)
             .cancel_grace(self.settings.cancel_grace)
+            .folding(self.settings.folding.0, self.settings.folding.1)
             .keep_steps(StepRetention::WithRun)
             .cache_bytes(1 << 20)
             .sleeping_by(move |pause| sleeping.pass(pause));
