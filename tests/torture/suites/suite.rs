@@ -65,7 +65,6 @@ pub struct Suite {
     pub name: &'static str,
     pub run: fn(&Plan) -> Report,
     /// Cases of the tiers ci, nightly and release.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests, which have tiers"))]
     pub cases: [u64; 3],
 }
 
