@@ -149,7 +149,7 @@ impl Model {
             if !self.registered.contains_key(&item.job) {
                 return Err((at, Refusal::UnknownJob));
             }
-            let answer = tried.decide(item, &mut own).map_err(|refusal| (at, refusal))?;
+            let answer = tried.decide(item, &mut own, self).map_err(|refusal| (at, refusal))?;
             answers.push(answer);
         }
         *self = tried;
@@ -157,14 +157,20 @@ impl Model {
         Ok(answers)
     }
 
-    fn decide(&mut self, item: &Asked, own: &mut BTreeMap<(usize, String), (Number, u64)>) -> Result<Answer, Refusal> {
+    fn decide(
+        &mut self,
+        item: &Asked,
+        own: &mut BTreeMap<(usize, String), (Number, u64)>,
+        before: &Model,
+    ) -> Result<Answer, Refusal> {
         if let Some(key) = &item.idempotency {
             let name = (item.job, key.clone());
-            // An earlier item of the same batch counts whatever became of it.
+            // An earlier item of the same batch counts whatever became of it, and so does a run that one of them replaces: all
+            // items are decided before any of them is written.
             let holder = own.get(&name).copied().or_else(|| {
-                let holder = *self.keys.get(&name)?;
-                let run = self.runs.get(&holder)?;
-                self.in_force(run, item.reuse).then_some((holder, run.input))
+                let holder = *before.keys.get(&name)?;
+                let run = before.runs.get(&holder)?;
+                before.in_force(run, item.reuse).then_some((holder, run.input))
             });
             if let Some((run, input)) = holder {
                 let differs = input != item.input;
