@@ -315,7 +315,7 @@ fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T,
 /// Whether bytes can be read as a row of the journal.
 #[cfg(feature = "testing")]
 pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
-    journal::read(bytes).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
+    journal::read(bytes.to_vec()).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
 }
 
 /// Whether bytes can be read as a block of steps.
