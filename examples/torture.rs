@@ -1,10 +1,11 @@
 //! Runs the suites that prove what is promised, and prints what they did.
 //!
 //! ```text
-//! cargo run --release --features testing --example torture -- --minutes 10 [--suite NAME] [--seed N]
+//! cargo run --release --features testing --example torture -- --minutes 10 [--suite NAME] [--seed N [--trace]]
 //! ```
 //!
-//! Each suite gets an equal share of the time. With `--seed` the suite's first case is the one of that seed.
+//! Each suite gets an equal share of the time. With `--seed` the suite's first case is the one of that seed; `--trace` does that
+//! case alone, and prints what happened in it where the suite keeps a trace.
 
 #[path = "../tests/torture/suites/mod.rs"]
 mod suites;
@@ -17,13 +18,14 @@ use suites::suite::{Plan, Until};
 fn main() {
     suites::process::be_the_child_if_asked();
     let mut arguments = std::env::args().skip(1);
-    let (mut minutes, mut only, mut seed) = (1.0, None, None);
+    let (mut minutes, mut only, mut seed, mut trace) = (1.0, None, None, false);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{argument} needs a value")));
         match argument.as_str() {
             "--minutes" => minutes = value().parse().unwrap_or_else(|_| usage("--minutes takes a number")),
             "--suite" => only = Some(value()),
             "--seed" => seed = Some(value().parse().unwrap_or_else(|_| usage("--seed takes a number"))),
+            "--trace" => trace = true,
             other => usage(&format!("unknown argument {other}")),
         }
     }
@@ -39,7 +41,8 @@ fn main() {
     let mut bad = false;
     let mut rows = Vec::new();
     for suite in chosen {
-        let report = (suite.run)(&Plan { seed, until: Until::Time(Instant::now() + share), bug: None });
+        let until = if trace { Until::Cases(1) } else { Until::Time(Instant::now() + share) };
+        let report = (suite.run)(&Plan { seed, until, bug: None, trace });
         for violation in &report.violations {
             println!(
                 "{}: VIOLATION with --suite {} --seed {}: {}",
@@ -60,6 +63,6 @@ fn main() {
 }
 
 fn usage(problem: &str) -> ! {
-    eprintln!("{problem}\nusage: torture [--minutes N] [--suite NAME] [--seed S]");
+    eprintln!("{problem}\nusage: torture [--minutes N] [--suite NAME] [--seed S [--trace]]");
     std::process::exit(2)
 }

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "testing")]
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Declares an enum of plain names together with the list of all of them, so that a harness can't pass over one.
 macro_rules! listed {
@@ -113,6 +114,36 @@ listed! {
         ClosedBeforeFlush,
         /// Calls are let in whatever is waiting.
         AdmissionUnbounded,
+        /// Recovered runs wait behind those that never started.
+        RecoveredGoLast,
+        /// A resumed run goes to the front of its line.
+        ResumedGoFirst,
+        /// After a restart, a key takes one run more than its limit.
+        LimitGrowsOnRestart,
+        /// After a restart, the newest pending run is in no line: nothing ever starts it.
+        WakeUpLostOnRestart,
+        /// A replaced run is not ended: it and its successor both stand in line.
+        ReplacedStaysInLine,
+        /// A skipped trigger is answered with a run that executes already.
+        SkipGivesStarted,
+        /// A failed run's idempotency key is free.
+        KeyFreedAtFailure,
+        /// A purge does not wait for the time of an idempotency key.
+        PurgeIgnoresTtl,
+        /// Of a filter's labels only the first counts.
+        OneLabelOfMany,
+        /// A step whose failure is stored runs again on replay.
+        FailedStepRunsAgain,
+        /// On replay, steps are matched in the order of their calls.
+        ReplayByPosition,
+        /// A new execution numbers its steps from zero again.
+        StepIndexReused,
+        /// The events of a commit take no sequence numbers.
+        SequenceGivenTwice,
+        /// A body may wait for what can never come.
+        DeadlocksAllowed,
+        /// Fields of a log line are stored though they are nested too deep to be read back.
+        DeepFieldsStored,
     }
 }
 
@@ -123,6 +154,10 @@ pub(crate) struct Hooks {
     at_failpoint: Option<Arc<dyn Fn(Failpoint) + Send + Sync>>,
     #[cfg(feature = "testing")]
     bug: Option<Bug>,
+    #[cfg(feature = "testing")]
+    sleep: Option<Arc<dyn Fn(Duration) + Send + Sync>>,
+    #[cfg(feature = "testing")]
+    folding: Option<(usize, usize)>,
 }
 
 impl Hooks {
@@ -135,6 +170,15 @@ impl Hooks {
         }
         #[cfg(not(feature = "testing"))]
         let _ = point;
+    }
+
+    /// The writer has nothing to do but wait: in a simulation that moves its clock and takes no time.
+    pub(crate) fn sleep(&self, pause: Duration) {
+        #[cfg(feature = "testing")]
+        if let Some(sleep) = &self.sleep {
+            return sleep(pause);
+        }
+        std::thread::sleep(pause);
     }
 
     /// Whether a defect is planted.
@@ -154,6 +198,18 @@ impl Hooks {
 impl Hooks {
     pub(crate) fn set_bug(&mut self, bug: Bug) {
         self.bug = Some(bug);
+    }
+
+    pub(crate) fn set_folding(&mut self, from_bytes: usize, rows: usize) {
+        self.folding = Some((from_bytes, rows));
+    }
+
+    pub(crate) fn folding(&self) -> Option<(usize, usize)> {
+        self.folding
+    }
+
+    pub(crate) fn set_sleep(&mut self, sleep: Arc<dyn Fn(Duration) + Send + Sync>) {
+        self.sleep = Some(sleep);
     }
 
     pub(crate) fn set_at_failpoint(&mut self, at: Arc<dyn Fn(Failpoint) + Send + Sync>) {

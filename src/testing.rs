@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::{BackendError, StorageBackend};
 
@@ -38,6 +39,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Writes `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 }
+
+pub mod fuzz;
 
 #[derive(Debug)]
 struct Factory(Arc<dyn Disk>);
@@ -99,6 +102,18 @@ impl Builder {
     /// Plants a defect.
     pub fn plant(mut self, bug: Bug) -> Self {
         self.config.hooks.set_bug(bug);
+        self
+    }
+
+    /// Folds the journal from a tail of so many bytes on, so many rows a commit.
+    pub fn folding(mut self, from_bytes: usize, rows: usize) -> Self {
+        self.config.hooks.set_folding(from_bytes, rows);
+        self
+    }
+
+    /// Calls `sleep` instead of sleeping where the writer waits for the disk to come back.
+    pub fn sleeping_by(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        self.config.hooks.set_sleep(Arc::new(sleep));
         self
     }
 

@@ -47,7 +47,7 @@ type Normalise = dyn Fn(&Value) -> Result<Vec<u8>, DecodeError> + Send + Sync;
 /// A definition is inert until it is [registered](crate::Durably::register). Clones are the same definition; another one of
 /// the same name is another definition, and registering it is refused.
 pub struct Job<I, O> {
-    definition: Arc<Definition>,
+    pub(crate) definition: Arc<Definition>,
     types: PhantomData<fn(I) -> O>,
 }
 
@@ -174,6 +174,10 @@ impl Definition {
                 JobError::of_kind(ErrorKind::InvalidOutput, message)
             })?;
         }
+        if !is_readable(output) {
+            let message = format!("the output is nested over {NESTING_MAX} levels, so it can't be read back");
+            return Err(JobError::of_kind(ErrorKind::NotStorable, message));
+        }
         let bytes = serde_json::to_vec(output).map_err(|error| not_storable(&error))?;
         if bytes.len() > bytes_max {
             let message = format!("output of {} bytes is over the limit of {bytes_max}", bytes.len());
@@ -192,6 +196,21 @@ fn encode_input<I: Payload>(input: &I) -> Result<Vec<u8>, DecodeError> {
     })?;
     schema::decode::<I>(&bytes)?;
     Ok(bytes)
+}
+
+/// Levels of arrays and objects that JSON can have and still be read: serde_json stops at 128.
+const NESTING_MAX: usize = 127;
+
+/// Whether a value can be read back once it is written. Deeper, its row would be as good as corrupted.
+pub(crate) fn is_readable(value: &Value) -> bool {
+    fn fits(value: &Value, left: usize) -> bool {
+        match value {
+            Value::Array(items) => left > 0 && items.iter().all(|item| fits(item, left - 1)),
+            Value::Object(fields) => left > 0 && fields.values().all(|field| fits(field, left - 1)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        }
+    }
+    fits(value, NESTING_MAX)
 }
 
 pub(crate) fn not_storable(error: &serde_json::Error) -> JobError {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking::Pool;
 use super::signals::{Signal, Signals};
 use crate::event::{EventKind, StepTold, Told, What};
-use crate::hooks::Hooks;
+use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
 use crate::store::op::{Accepted, Admitted, Checkpoint, Line, Notes, Op};
@@ -153,7 +153,9 @@ impl Execution {
     pub(crate) fn load(&self, replayed: Vec<ReplayStep>) {
         let mut steps = self.steps();
         for step in replayed {
-            steps.next_index = steps.next_index.max(step.index + 1);
+            if !self.means.hooks.plants(Bug::StepIndexReused) {
+                steps.next_index = steps.next_index.max(step.index + 1);
+            }
             steps.bytes += step.bytes;
             steps.count += 1;
             steps.known.insert(step.key, Known::Replayed(step.index, step.outcome));
@@ -174,7 +176,11 @@ impl Execution {
             self.fail(ErrorKind::StepReused, message);
             return None;
         }
-        let known = steps.known.remove(&*key);
+        let known = if self.means.hooks.plants(Bug::ReplayByPosition) {
+            steps.known.pop_first().map(|(_, known)| known)
+        } else {
+            steps.known.remove(&*key)
+        };
         let index = match &known {
             Some(Known::Replayed(index, _) | Known::Handed(index, _)) => *index,
             None => {

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::execution::Execution;
 use crate::codec::records::ProgressRecord;
 use crate::event::EventKind;
-use crate::job::cut;
+use crate::hooks::Bug;
+use crate::job::{cut, is_readable};
 use crate::limits::LOG_LINE_BYTES_MAX;
 use crate::run::{LogLevel, Progress};
 use crate::store::op::Line;
@@ -31,7 +32,7 @@ impl Logger {
         Logger { execution, step }
     }
 
-    /// What happens. Fields are anything that serde can write as JSON; `()` is none.
+    /// What happens. Fields are anything that serde can write as JSON, up to 127 levels deep; `()` is none.
     pub fn info(&self, message: impl Into<String>, fields: impl Serialize) {
         self.write(LogLevel::Info, message.into(), fields);
     }
@@ -54,7 +55,8 @@ impl Logger {
         let message = cut(message);
         let mut data = serde_json::to_value(fields).unwrap_or(Value::Null);
         let mut fields = serde_json::to_vec(&data).unwrap_or_default();
-        if message.len() + fields.len() > LOG_LINE_BYTES_MAX {
+        let is_readable = is_readable(&data) || execution.means.hooks.plants(Bug::DeepFieldsStored);
+        if message.len() + fields.len() > LOG_LINE_BYTES_MAX || !is_readable {
             (data, fields) = (Value::Null, Vec::new());
         }
         execution.note_line(Line {

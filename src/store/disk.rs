@@ -81,6 +81,8 @@ pub(crate) struct Disk {
     fold: Option<Round>,
     /// What a slice of folding may do in an ordinary commit.
     slice: Size,
+    /// Folding begins at a tail of so many bytes.
+    fold_from: usize,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
 }
@@ -105,6 +107,7 @@ impl Disk {
             next_blob: 1,
             fold: None,
             slice: Size::default(),
+            fold_from: TAIL_BYTES_FOLD,
             io: Arc::default(),
             commits: 0,
         };
@@ -296,7 +299,7 @@ impl Disk {
         };
         let now = self.clock.monotonic();
         self.shared.read_tail(|tail| {
-            if self.fold.is_none() && due(tail, now) {
+            if self.fold.is_none() && due(tail, now, self.fold_from) {
                 self.fold = Round::over(tail);
             }
             let Some(round) = &self.fold else { return Ok(None) };
@@ -306,6 +309,12 @@ impl Disk {
         })
     }
 
+    /// Folds early and little at a time, so that a simulation sees every state of it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn fold_from(&mut self, bytes: usize, rows: usize) {
+        (self.fold_from, self.slice.rows) = (bytes, rows);
+    }
+
     /// Brings the counters of executing runs up to date where no commit carries them.
     pub(crate) fn set_live(&self, live: Vec<(RunId, Option<Live>)>) {
         self.shared.write_tail(|tail| live.into_iter().for_each(|(run, live)| tail.set_live(run, live)));
@@ -313,7 +322,7 @@ impl Disk {
 
     /// Whether a commit should come even if there is nothing to write, to get on with folding.
     pub(crate) fn wants_folding(&self) -> bool {
-        self.fold.is_some() || self.shared.read_tail(|tail| due(tail, self.clock.monotonic()))
+        self.fold.is_some() || self.shared.read_tail(|tail| due(tail, self.clock.monotonic(), self.fold_from))
     }
 
     /// Whether anything is left to fold.
@@ -362,8 +371,8 @@ impl Drop for Disk {
     }
 }
 
-fn due(tail: &Tail, now: std::time::Duration) -> bool {
-    tail.bytes() >= TAIL_BYTES_FOLD || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
+fn due(tail: &Tail, now: std::time::Duration, from: usize) -> bool {
+    tail.bytes() >= from || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
 }
 
 /// Makes all tables of a new file and writes its format version.

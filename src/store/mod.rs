@@ -131,7 +131,12 @@ impl Store {
             lock_wait: config.lock_wait,
             hooks: config.hooks.clone(),
         };
-        let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
+        #[cfg_attr(not(feature = "testing"), expect(unused_mut, reason = "only a test sets it up otherwise"))]
+        let mut disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
+        #[cfg(feature = "testing")]
+        if let Some((bytes, rows)) = config.hooks.folding() {
+            disk.fold_from(bytes, rows);
+        }
         // Only once the file is ours: what lies beside another's file is not touched.
         let reserve = Reserve::hold(&medium).unwrap_or_else(|error| {
             tracing::warn!(%error, "no reserve is held for a full disk");
@@ -313,6 +318,18 @@ fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T,
             result => return Ok(result?),
         }
     }
+}
+
+/// Whether bytes can be read as a row of the journal.
+#[cfg(feature = "testing")]
+pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
+    journal::read(bytes.to_vec()).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
+}
+
+/// Whether bytes can be read as a block of steps.
+#[cfg(feature = "testing")]
+pub(crate) fn is_block_of_steps(bytes: &bytes::Bytes) -> bool {
+    steps::read_block(b"key", bytes).is_ok()
 }
 
 fn units(bytes: usize) -> u32 {

@@ -206,3 +206,31 @@ async fn p_trig_05_stricter_code_takes_what_is_stored_and_refuses_a_retrigger_of
     let refused = durably.retrigger(run).await;
     assert!(matches!(&refused, Err(Error::InvalidInput { path, .. }) if path == "/count"), "{refused:?}");
 }
+
+/// Arrays in arrays.
+fn nested(levels: usize) -> Value {
+    (0..levels).fold(json!(1), |inner, _| json!([inner]))
+}
+
+#[tokio::test]
+async fn json_nested_too_deep_to_be_read_back_is_not_stored() {
+    within(async {
+        let durably = memory().await;
+        let job = Job::new("job", |step: Step, levels: usize| async move {
+            step.log().info("deep", nested(levels));
+            Ok(nested(levels))
+        });
+        let jobs = durably.register(job).unwrap();
+        let deep = jobs.trigger(128).await.unwrap().id();
+        let run = ended(&durably, deep).await;
+        assert_eq!((run.status, run.error.unwrap().kind), (RunStatus::Failed, ErrorKind::NotStorable));
+        assert_eq!(durably.get_logs(deep).await.unwrap()[0].data, Value::Null);
+        let readable = jobs.trigger(127).await.unwrap().id();
+        let run = ended(&durably, readable).await;
+        assert_eq!((run.status, run.output), (RunStatus::Completed, Some(nested(127))));
+        assert_eq!(durably.get_logs(readable).await.unwrap()[0].data, nested(127));
+        // One run must not keep a list from being read.
+        assert_eq!(durably.get_runs(RunFilter::new()).await.unwrap().len(), 2);
+    })
+    .await;
+}

@@ -1,6 +1,7 @@
 //! What is promised, under everything that can be done to it: each suite at the size of its tier.
 //!
-//! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run.
+//! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run, `DURABLY_TEST_CASES` sets
+//! how many cases it has, and `DURABLY_TEST_TRACE` prints what happens in them.
 
 mod holding;
 mod signals;
@@ -8,7 +9,7 @@ mod suites;
 mod teeth;
 
 use suites::suite::{Plan, Suite, Until};
-use suites::{kill9, overload, poison, shutdown};
+use suites::{fuzz, kill9, model, overload, poison, shutdown, simulation};
 
 fn seed() -> u64 {
     let seed = std::env::var("DURABLY_TEST_SEED").ok().map(|seed| seed.parse().expect("DURABLY_TEST_SEED is a number"));
@@ -20,13 +21,19 @@ fn seed() -> u64 {
 /// Runs a suite at the size of the tier; fails with what it found.
 fn hold(suite: &Suite) {
     assert!(suites::ALL.iter().any(|listed| listed.name == suite.name), "{} is not listed", suite.name);
-    let plan = Plan { seed: seed(), until: Until::Cases(suite.cases_of_tier()), bug: None };
+    let plan = Plan {
+        seed: seed(),
+        until: Until::Cases(suite.cases_of_tier()),
+        bug: None,
+        trace: std::env::var_os("DURABLY_TEST_TRACE").is_some(),
+    };
     let report = (suite.run)(&plan);
     eprintln!("{}: {} cases, {} faults, {:?}", suite.name, report.cases, report.faults, report.counts);
     for found in &report.violations {
-        eprintln!("{}: VIOLATION with DURABLY_TEST_SEED={}: {}", suite.name, found.seed, found.what);
+        let (seed, what) = (found.seed, &found.what);
+        eprintln!("{}: VIOLATION with DURABLY_TEST_SEED={seed} DURABLY_TEST_CASES=1: {what}", suite.name);
     }
-    assert!(report.violations.is_empty(), "{} promises were not kept", report.violations.len());
+    assert!(report.violations.is_empty(), "{} of {} cases", report.violations.len(), report.cases);
 }
 
 /// Not a test: the process that suites kill.
@@ -53,4 +60,25 @@ fn p15_a_signal_ends_the_process_in_order() {
 #[test]
 fn p17_overload_is_refused_in_time_and_bounded() {
     hold(&overload::SUITE);
+}
+
+#[test]
+fn the_whole_runtime_keeps_its_promises_over_crashes_faults_and_jumps_of_the_clock() {
+    hold(&simulation::SUITE);
+}
+
+#[test]
+fn the_runtime_does_what_the_reference_does() {
+    hold(&model::SUITE);
+}
+
+#[test]
+fn nothing_that_comes_in_does_harm() {
+    hold(&fuzz::SUITE);
+}
+
+#[test]
+fn every_suite_has_a_name_of_its_own() {
+    let names: std::collections::BTreeSet<_> = suites::ALL.iter().map(|suite| suite.name).collect();
+    assert_eq!(names.len(), suites::ALL.len());
 }

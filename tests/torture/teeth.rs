@@ -3,7 +3,7 @@
 use durably::testing::Bug;
 
 use crate::suites::suite::{Plan, Suite, Until};
-use crate::suites::{kill9, overload, poison, shutdown};
+use crate::suites::{fuzz, kill9, model, overload, poison, shutdown, simulation};
 
 /// A defect, the suite that finds it, and in how many cases.
 const TEETH: &[(Bug, &Suite, u64)] = &[
@@ -22,6 +22,25 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::ShutdownWaits, &shutdown::SUITE, 12),
     (Bug::ClosedBeforeFlush, &shutdown::SUITE, 12),
     (Bug::AdmissionUnbounded, &overload::SUITE, 1),
+    (Bug::AckBeforeCommit, &simulation::SUITE, 500),
+    (Bug::LimitGrowsOnRestart, &simulation::SUITE, 500),
+    (Bug::WakeUpLostOnRestart, &simulation::SUITE, 500),
+    (Bug::CancelInMemory, &simulation::SUITE, 500),
+    (Bug::StepIndexReused, &simulation::SUITE, 500),
+    (Bug::SequenceGivenTwice, &simulation::SUITE, 500),
+    (Bug::DeadlocksAllowed, &simulation::SUITE, 500),
+    (Bug::RecoveredGoLast, &model::SUITE, 1_000),
+    (Bug::ResumedGoFirst, &model::SUITE, 1_000),
+    (Bug::ReplacedStaysInLine, &model::SUITE, 1_000),
+    (Bug::SkipGivesStarted, &model::SUITE, 1_000),
+    (Bug::KeyFreedAtFailure, &model::SUITE, 1_000),
+    (Bug::KeyFreeBeforeStop, &model::SUITE, 1_000),
+    (Bug::PurgeIgnoresTtl, &model::SUITE, 1_000),
+    (Bug::OneLabelOfMany, &model::SUITE, 1_000),
+    (Bug::FailedStepRunsAgain, &model::SUITE, 1_000),
+    (Bug::ReplayByPosition, &model::SUITE, 1_000),
+    (Bug::HandBackCountsCrash, &model::SUITE, 1_000),
+    (Bug::DeepFieldsStored, &fuzz::SUITE, 5_000),
 ];
 
 #[test]
@@ -33,7 +52,7 @@ fn every_planted_defect_is_found() {
             continue;
         }
         let seed = crate::seed();
-        let report = (suite.run)(&Plan { seed, until: Until::Cases(*cases), bug: Some(*bug) });
+        let report = (suite.run)(&Plan { seed, until: Until::Cases(*cases), bug: Some(*bug), trace: false });
         match report.violations.first() {
             Some(found) => eprintln!("{bug:?}: found by {} in case {}: {}", suite.name, report.cases, found.what),
             None => missed.push(format!("{bug:?} by {} in {} cases, seed {seed}", suite.name, report.cases)),

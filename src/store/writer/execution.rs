@@ -178,14 +178,18 @@ impl Writer {
             }
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
+                if let Some(key) = &body.record.idempotency_key
+                    && self.config.hooks.plants(Bug::KeyFreedAtFailure)
+                {
+                    turn.stage.delete(Table::Idempotency, keys::idempotency(body.job, key));
+                }
                 let kind = EventKind::RunFailed { error: error.clone().into() };
                 self.conclude(turn, run, &body, &mut state, RunStatus::Failed, kind)?;
             }
             Outcome::HandedBack => {
                 // The lease counted a crash that did not come.
-                if !self.config.hooks.plants(Bug::HandBackCountsCrash) {
-                    state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
-                }
+                let counted = u32::from(!self.config.hooks.plants(Bug::HandBackCountsCrash));
+                state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(counted) };
                 self.put_back(turn, run, &body, &mut state, None);
             }
             Outcome::Blocked(reason) => {

@@ -73,7 +73,7 @@ impl Writer {
     fn back_off(&mut self, outage: &mut Outage, ops: &mut Vec<Op>) -> ControlFlow<()> {
         let pause = BACK_OFF_MIN.saturating_mul(1 << outage.tries.min(10)).min(BACK_OFF_MAX);
         if outage.tries > 0 {
-            std::thread::sleep(pause);
+            self.config.hooks.sleep(pause);
         }
         outage.tries += 1;
         let held = outage.began.map_or(Duration::ZERO, |began| self.clock.monotonic().saturating_sub(began));

@@ -148,14 +148,15 @@ impl Writer {
             Recovered::Pending { crashes } => {
                 state.status = RunStatus::Pending.to_byte();
                 state.crashes = crashes;
-                state.front = true;
+                let front = !self.config.hooks.plants(Bug::RecoveredGoLast);
+                state.front = front;
                 let line = LineRecord {
                     job: record.job,
                     key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
                     generation: state.generation,
                     crashes,
-                    front: true,
-                    ticket: None,
+                    front,
+                    ticket: if front { None } else { Some(self.ids.next(turn.now)) },
                     blocked: false,
                 };
                 turn.put_state(run, &state, false);
@@ -191,7 +192,13 @@ impl Writer {
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for line in lines {
+        if self.config.hooks.plants(Bug::WakeUpLostOnRestart) {
+            lines.pop();
+        }
+        for mut line in lines {
+            if let Some((_, limit)) = &mut line.key {
+                *limit += u32::from(self.config.hooks.plants(Bug::LimitGrowsOnRestart));
+            }
             self.tell_engine(turn, EngineEvent::Queued(line));
         }
         Ok(())

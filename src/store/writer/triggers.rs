@@ -171,6 +171,12 @@ impl Writer {
             Some(_) => None,
             None => self.engine.waiting(job, &concurrency.key),
         };
+        if concurrency.on_conflict == OnConflict::Skip && self.config.hooks.plants(Bug::SkipGivesStarted) {
+            let holds = |body: &super::Body| body.record.concurrency_key.as_deref() == Some(&*concurrency.key);
+            if let Some((run, _)) = self.bodies.iter().find(|(_, body)| body.job == job && holds(body)) {
+                return Ok(Ok(Decision::Coalesce { waiting: Box::new((*run, self.loaded(turn, *run)?)) }));
+            }
+        }
         Ok(match (concurrency.on_conflict, in_batch, in_line) {
             (OnConflict::Queue, ..) | (_, None, None) => Ok(Decision::Create { replaces: None }),
             (OnConflict::Reject, _, Some((run, _))) => {
@@ -292,6 +298,9 @@ impl Writer {
 
     /// Ends a waiting run whose place a newer one takes.
     fn replaced(&mut self, turn: &mut Turn<'_>, old: RunId, loaded: &Loaded, by: RunId) -> Result<(), Fault> {
+        if self.config.hooks.plants(Bug::ReplacedStaysInLine) {
+            return Ok(());
+        }
         let mut state = StateRecord { replaced_by: Some(by), ..loaded.state.clone() };
         self.end_pending(turn, old, loaded, &mut state)
     }

@@ -12,14 +12,15 @@ pub struct Plan {
     pub until: Until,
     /// The defect that the runtimes under test have.
     pub bug: Option<Bug>,
+    /// Print what happens, where the suite keeps a trace.
+    pub trace: bool,
 }
 
 /// When a suite has done enough.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
-    #[cfg_attr(not(test), expect(dead_code, reason = "what the tests want"))]
     Cases(u64),
-    #[cfg_attr(test, expect(dead_code, reason = "what the example `torture` wants"))]
+    #[cfg_attr(test, expect(dead_code, reason = "for the example, which runs for minutes"))]
     Time(Instant),
 }
 
@@ -67,10 +68,13 @@ pub struct Suite {
     pub cases: [u64; 3],
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "what the tests want"))]
 impl Suite {
-    /// How many cases `DURABLY_TEST_TIER` asks for.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests, which have tiers"))]
+    /// How many cases `DURABLY_TEST_TIER` asks for; `DURABLY_TEST_CASES` asks for so many.
     pub fn cases_of_tier(&self) -> u64 {
+        if let Ok(cases) = std::env::var("DURABLY_TEST_CASES") {
+            return cases.parse().expect("DURABLY_TEST_CASES is a number");
+        }
         match std::env::var("DURABLY_TEST_TIER").as_deref() {
             Ok("release") => self.cases[2],
             Ok("nightly") => self.cases[1],
@@ -78,4 +82,19 @@ impl Suite {
             Ok(other) => panic!("DURABLY_TEST_TIER is {other:?}: there are ci, nightly and release"),
         }
     }
+}
+
+/// Runs something in which panics are wanted, and says nothing of those of bodies.
+pub fn quietly<T>(act: impl FnOnce() -> T) -> T {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let wanted = panic.payload().downcast_ref::<String>().is_some_and(|text| text.starts_with("a body panics"));
+            if !wanted {
+                before(panic);
+            }
+        }));
+    });
+    act()
 }

@@ -1,0 +1,9 @@
+//! JSON text as the input of a trigger.
+#![no_main]
+
+use durably::testing::fuzz;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    fuzz::json_input(bytes);
+});
