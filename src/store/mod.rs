@@ -9,10 +9,12 @@
 //! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
 
 pub(crate) mod backend;
+mod backup;
 mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;
+mod held;
 mod host;
 mod inbox;
 mod journal;
@@ -24,6 +26,7 @@ mod stage;
 mod steps;
 pub(crate) mod tables;
 mod tail;
+pub(crate) mod verify;
 mod view;
 pub(crate) mod writer;
 
@@ -54,8 +57,6 @@ pub(crate) enum Fault {
     Corrupted(#[from] Corrupted),
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("the file has format {found}, this version reads up to {supported}")]
-    NewerFormat { found: u64, supported: u64 },
     #[error("the file is closed")]
     Closed,
     #[error("what was asked is not in memory")]
@@ -80,8 +81,16 @@ from_redb!(redb::StorageError, redb::TableError, redb::TransactionError, redb::C
 impl Fault {
     /// The handle was swapped under a reader; the next view has the new one.
     fn is_swapped(&self) -> bool {
-        matches!(self, Fault::Closed | Fault::Redb(redb::Error::DatabaseClosed | redb::Error::PreviousIo))
+        match self {
+            Fault::Closed => true,
+            Fault::Redb(error) => is_swapped(error),
+            _ => false,
+        }
     }
+}
+
+fn is_swapped(error: &redb::Error) -> bool {
+    matches!(error, redb::Error::DatabaseClosed | redb::Error::PreviousIo)
 }
 
 /// Where the store runs.
@@ -126,6 +135,8 @@ impl Store {
             cache_bytes: config.cache_bytes,
             check_integrity: IntegrityCheck::default(),
             lock_wait: config.lock_wait,
+            read_only: false,
+            hooks: config.hooks.clone(),
         };
         let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
         // Only once the file is ours: what lies beside another's file is not touched.
@@ -273,6 +284,20 @@ impl Store {
         match self.inner.shared.view_of_tail().map(|view| read(&view)) {
             None | Some(Err(Fault::Elsewhere)) => self.read(read).await,
             Some(result) => Ok(result?),
+        }
+    }
+
+    /// Copies the file to a new one.
+    pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
+        let abandon = backup::Abandon::default();
+        let (shared, abandoned) = (self.inner.shared.clone(), abandon.0.clone());
+        let copy = move || backup::copy(&shared, &path, &abandoned);
+        match self.inner.placement {
+            Placement::Inline => copy(),
+            Placement::Threads => {
+                let copied = tokio::task::spawn_blocking(copy).await;
+                copied.map_err(|error| if error.is_panic() { Fault::Panicked.into() } else { Error::ShutDown })?
+            }
         }
     }
 

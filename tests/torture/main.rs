@@ -14,10 +14,14 @@ fn seed() -> u64 {
 }
 
 /// Runs a suite at the size of the tier; fails with what it found.
-#[expect(dead_code, reason = "no suite yet")]
 fn hold(suite: &Suite) {
     let plan = Plan { seed: seed(), until: Until::Cases(suite.cases_of_tier()), bug: None };
     let report = (suite.run)(&plan);
     eprintln!("{}: {} cases, {} faults, {:?}", suite.name, report.cases, report.faults, report.counts);
     assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+#[test]
+fn powerloss() {
+    hold(&suites::powerloss::SUITE);
 }

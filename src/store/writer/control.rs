@@ -10,6 +10,7 @@ use crate::codec::{self, keys};
 use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::op::{Purge, Purged, Resume, Targets};
@@ -180,6 +181,7 @@ impl Writer {
         }
         if let Some(key) = &record.idempotency_key
             && turn.holder(record.job, key)? == Some(run)
+            && !self.config.hooks.plants(Bug::IdempotencyKept)
         {
             turn.stage.delete(Table::Idempotency, keys::idempotency(record.job, key));
         }

@@ -358,7 +358,7 @@ impl Writer {
             }
             Failed::File(done, fault) => {
                 self.ride_out(outage, &fault, ops)?;
-                if self.disk.has_group(group) {
+                if self.disk.has_group(group) && !self.config.hooks.plants(Bug::CommitErrorIsNo) {
                     done.into_iter().for_each(|done| self.publish(*done));
                     self.rebuild_or_ride_out(outage, ops)?;
                     return ControlFlow::Break(());
