@@ -3,6 +3,7 @@
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run.
 
 mod suites;
+mod teeth;
 
 use suites::suite::{Plan, Suite, Until};
 
@@ -24,4 +25,14 @@ fn hold(suite: &Suite) {
 #[test]
 fn powerloss() {
     hold(&suites::powerloss::SUITE);
+}
+
+#[test]
+fn faults() {
+    hold(&suites::faults::SUITE);
+}
+
+#[test]
+fn images() {
+    hold(&suites::images::SUITE);
 }

@@ -238,7 +238,7 @@ impl Gates {
     fn settle<T>(&self, place: (Tag, usize), answer: &Result<T, Error>) {
         match answer {
             Ok(_) => self.answered(place),
-            Err(Error::Indeterminate) => {}
+            Err(Error::Indeterminate | Error::Storage(_)) => {}
             Err(_) => self.refused(place),
         }
     }
@@ -365,6 +365,11 @@ impl Life {
         self.gates.ledger().clone()
     }
 
+    /// Whether the run that was asked for last was acknowledged.
+    pub fn last_is_there(&self) -> bool {
+        self.gates.ledger().runs.last_key_value().is_some_and(|(_, known)| known.run.is_some())
+    }
+
     /// Does one thing, and notes what it was told. Gives what must not be.
     pub async fn act(&mut self, act: Act) -> Result<(), String> {
         match act {
@@ -381,7 +386,7 @@ impl Life {
                 for (at, (tag, _, place)) in runs.into_iter().enumerate() {
                     let answer = match &answer {
                         Ok(runs) => Ok((runs[at].id(), runs[at].disposition())),
-                        Err(Error::Indeterminate) => Err(Error::Indeterminate),
+                        Err(Error::Indeterminate | Error::Storage(_)) => Err(Error::Indeterminate),
                         Err(_) => Err(Error::ShutDown),
                     };
                     self.created(tag, place, &answer)?;
@@ -404,6 +409,8 @@ impl Life {
                 let _ = gate.send(Command::Finish(ok));
                 match (ok, self.durably.wait_for_run(run).await) {
                     (true, Ok(_)) | (false, Err(Error::RunFailed { .. })) => self.gates.answered(place),
+                    // It can't be read just now; whether it ended is found out later.
+                    (_, Err(Error::Storage(_))) => {}
                     (_, other) => return Err(format!("run {tag} was to end {status}: {other:?}")),
                 }
             }
@@ -444,7 +451,7 @@ impl Life {
 
     /// Numbers of events grow, in a life and over all of them.
     fn take_events(&mut self) -> Result<(), String> {
-        use futures::{FutureExt, StreamExt};
+        use futures::FutureExt;
         let mut last = self.gates.ledger().sequences.last().map_or(0, |(_, last)| *last);
         while let Some(Some(received)) = self.events.next().now_or_never() {
             let durably::Received::Event(event) = received else { continue };
@@ -509,7 +516,7 @@ impl Life {
                     return Err(format!("run {run} is deleted and answers for its key"));
                 }
             }
-            Err(Error::Indeterminate) => {}
+            Err(Error::Indeterminate | Error::Storage(_)) => {}
             Err(_) => self.gates.refused(place),
         }
         Ok(())

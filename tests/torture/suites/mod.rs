@@ -1,5 +1,7 @@
 //! The suites there are. Shared by the test binary and by the example `torture`.
 
+pub mod faults;
+pub mod images;
 pub mod ledger;
 pub mod powerloss;
 pub mod simdisk;
@@ -7,5 +9,6 @@ pub mod suite;
 
 use suite::Suite;
 
+#[cfg_attr(test, expect(dead_code, reason = "the tests name each suite"))]
 /// Every suite, in the order in which they are run.
-pub const ALL: &[Suite] = &[powerloss::SUITE];
+pub const ALL: &[Suite] = &[powerloss::SUITE, faults::SUITE, images::SUITE];

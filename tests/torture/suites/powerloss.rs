@@ -6,6 +6,7 @@
 //! losses. A quarter of all losses is followed by another one while recovering.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use durably::testing::Bug;
 
@@ -22,6 +23,7 @@ const EXHAUSTIVE_FROM: u64 = 1_000_000;
 
 pub fn run(plan: &Plan) -> Report {
     let workers = 2;
+    let found = AtomicBool::new(false);
     let reports: Vec<Report> = std::thread::scope(|scope| {
         let spawned: Vec<_> = (0..workers)
             .map(|worker| {
@@ -30,7 +32,8 @@ pub fn run(plan: &Plan) -> Report {
                     until => until,
                 };
                 let plan = Plan { seed: plan.seed.wrapping_add(worker), until: share, bug: plan.bug };
-                scope.spawn(move || run_alone(&plan))
+                let found = &found;
+                scope.spawn(move || run_alone(&plan, found))
             })
             .collect();
         spawned.into_iter().map(|worker| worker.join().expect("a suite does not panic")).collect()
@@ -47,16 +50,17 @@ pub fn run(plan: &Plan) -> Report {
     total
 }
 
-fn run_alone(plan: &Plan) -> Report {
+fn run_alone(plan: &Plan, found: &AtomicBool) -> Report {
     let mut suite = Powerloss::new(plan);
     let mut round = 0;
-    while suite.goes_on() {
+    while suite.goes_on() && !found.load(Ordering::Relaxed) {
         let seed = plan.seed_of(round);
         suite.rng = fastrand::Rng::with_seed(seed);
         let outcome = if round % 2 == 0 { suite.small() } else { suite.long() };
         if let Err(what) = outcome {
             suite.report.violations.push(Violation { seed, what });
             if plan.bug.is_some() || suite.report.violations.len() >= 10 {
+                found.store(true, Ordering::Relaxed);
                 break;
             }
         }

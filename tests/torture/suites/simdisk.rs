@@ -6,8 +6,11 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use durably::testing::Disk;
+
+use super::ledger::Ticking;
 
 const SECTOR: usize = 512;
 
@@ -33,6 +36,8 @@ pub enum Fault {
     /// A flush fails once; what it was to flush looks written and is lost, as if it had never been asked for, once the cache
     /// or the power goes.
     LostFlush,
+    /// All is done, in its own time: with [`SimDisk::takes_time`] this is seconds.
+    Slow,
 }
 
 /// From which operation on, and for how many opens, a fault holds.
@@ -59,7 +64,11 @@ struct State {
     down: Option<(Fault, u32)>,
     hits: u64,
     opens: u64,
+    clock: Option<Arc<Ticking>>,
 }
+
+/// What an operation takes that is slow, and an open that fails.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// A disk that outlives the runtimes over it.
 #[derive(Debug, Default)]
@@ -94,6 +103,11 @@ impl SimDisk {
     pub fn plan(&self, plan: impl Into<Option<Plan>>) {
         let mut state = self.state();
         (state.ops, state.plan, state.down) = (0, plan.into(), None);
+    }
+
+    /// What fails, or is slow, takes seconds of this clock.
+    pub fn takes_time(&self, clock: &Arc<Ticking>) {
+        self.state().clock = Some(clock.clone());
     }
 
     /// Operations that were failed.
@@ -135,15 +149,28 @@ impl State {
         let concerned = match plan.fault {
             Fault::LostFlush => flushes,
             Fault::NoSpace | Fault::Short => writes,
-            Fault::Eio | Fault::DoneButSaysNot => true,
+            Fault::Eio | Fault::DoneButSaysNot | Fault::Slow => true,
         };
         if !concerned {
+            return None;
+        }
+        if plan.fault == Fault::Slow {
+            if op == plan.at {
+                self.hits += 1;
+            }
+            self.wait();
             return None;
         }
         self.plan = None;
         self.down = plan.opens.filter(|_| plan.fault != Fault::LostFlush).map(|opens| (plan.fault, opens));
         self.hits += 1;
         Some(plan.fault)
+    }
+
+    fn wait(&self) {
+        if let Some(clock) = &self.clock {
+            clock.advance(SLOW);
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -178,6 +205,7 @@ impl Disk for SimDisk {
                 state.down = None;
             } else {
                 state.down = Some((fault, opens - 1));
+                state.wait();
                 if fault != Fault::NoSpace {
                     return Err(error(fault));
                 }
