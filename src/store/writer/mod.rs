@@ -163,6 +163,8 @@ struct Jobs {
     names: BTreeMap<JobNumber, Arc<str>>,
     /// Those whose code is here, with the most runs at a time.
     registered: BTreeMap<JobNumber, u32>,
+    /// No number up to this one is given out: some have lost their name to a row that can't be read.
+    nameless: JobNumber,
 }
 
 pub(crate) struct Writer {

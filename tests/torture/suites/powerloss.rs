@@ -279,7 +279,6 @@ impl<'h> Cutter<'h> {
 
 /// The bugs that this suite finds, and within how many cases.
 pub const TEETH: &[(Bug, u64)] = &[
-    (Bug::AckBeforeCommit, 1_000),
     (Bug::CommitNotFlushed, 4_000),
     (Bug::JournalBeforeRows, 4_000),
     (Bug::TombstonesForgotten, 2_000),
