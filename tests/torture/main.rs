@@ -2,6 +2,7 @@
 //!
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run.
 
+mod full_disk;
 mod suites;
 mod teeth;
 
