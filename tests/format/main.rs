@@ -64,7 +64,7 @@ fn job() -> Job<String, String> {
         step.log().info("begins", json!({ "fate": &fate }));
         let first: String = step.run("first", || async { Ok(format!("first of {fate}")) }).await?;
         let large: String = step.run("large", || async { Ok("x".repeat(length(&fate))) }).await?;
-        let _ = step.progress(2, 3).message("half-way");
+        step.progress(2, 3).message("half-way");
         match fate.as_str() {
             "completes" => Ok(format!("{first}, {}", large.len())),
             "fails" => Err(JobError::from("as told")),

@@ -315,6 +315,3 @@ impl redb::StorageBackend for Plain {
         Disk::write(&*self.0, offset, data)
     }
 }
-
-/// The bugs that this suite finds, and within how many cases.
-pub const TEETH: &[(Bug, u64)] = &[(Bug::FormatIgnored, 1_000), (Bug::JournalUnchecked, 1_000)];

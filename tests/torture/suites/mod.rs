@@ -1,5 +1,7 @@
 //! The suites there are. Shared by the test binary and by the example `torture`.
 
+#![allow(dead_code, reason = "the tests and the example use different parts")]
+
 pub mod faults;
 pub mod images;
 pub mod ledger;
@@ -9,6 +11,5 @@ pub mod suite;
 
 use suite::Suite;
 
-#[cfg_attr(test, expect(dead_code, reason = "the tests name each suite"))]
 /// Every suite, in the order in which they are run.
 pub const ALL: &[Suite] = &[powerloss::SUITE, faults::SUITE, images::SUITE];

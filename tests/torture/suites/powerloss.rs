@@ -8,8 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use durably::testing::Bug;
-
 use super::ledger::{ALPHABET, Act, Ledger, Life, Setup, Ticking, check, check_keys};
 use super::simdisk::{Change, SimDisk, apply, subset, torn};
 use super::suite::{Plan, Report, Suite, Until, Violation};
@@ -90,6 +88,9 @@ struct History {
     changes: Vec<Change>,
     ledger: Ledger,
 }
+
+/// A file's bytes, and what is known of what is in them.
+type Recovered = (Vec<u8>, Ledger);
 
 pub fn simulated<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -212,7 +213,7 @@ impl<'p> Powerloss<'p> {
         kept: Vec<Change>,
         ledger: &Ledger,
         at: usize,
-    ) -> Result<(Vec<u8>, Ledger), String> {
+    ) -> Result<Recovered, String> {
         self.report.faults += 1;
         let mut image = durable.to_vec();
         kept.iter().for_each(|change| apply(&mut image, change));
@@ -237,7 +238,7 @@ impl<'p> Powerloss<'p> {
         image: Vec<u8>,
         ledger: &Ledger,
         at: usize,
-    ) -> Result<((Vec<u8>, Ledger), Arc<SimDisk>), String> {
+    ) -> Result<(Recovered, Arc<SimDisk>), String> {
         let disk = SimDisk::of(image);
         disk.record();
         let kept = simulated(async {
@@ -276,15 +277,3 @@ impl<'h> Cutter<'h> {
         self.pending.clone()
     }
 }
-
-/// The bugs that this suite finds, and within how many cases.
-pub const TEETH: &[(Bug, u64)] = &[
-    (Bug::CommitNotFlushed, 4_000),
-    (Bug::JournalBeforeRows, 4_000),
-    (Bug::TombstonesForgotten, 2_000),
-    (Bug::BlobsKept, 2_000),
-    (Bug::BlobFreedOnReplay, 4_000),
-    (Bug::BlobNumberReused, 4_000),
-    (Bug::SequenceReset, 4_000),
-    (Bug::IdempotencyKept, 2_000),
-];

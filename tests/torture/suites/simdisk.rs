@@ -5,7 +5,7 @@
 //! nothing of names: whether the directory was flushed can't be seen here.
 
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use durably::testing::Disk;
@@ -67,6 +67,9 @@ struct State {
     clock: Option<Arc<Ticking>>,
 }
 
+/// A runtime that opens its file more often will do so for ever.
+const OPENS_MAX: u64 = 30;
+
 /// What an operation takes that is slow, and an open that fails.
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -81,7 +84,7 @@ impl SimDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no operation of a disk panics")
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps every change from here on.
@@ -200,6 +203,10 @@ impl Disk for SimDisk {
     fn open(&self) -> io::Result<()> {
         let mut state = self.state();
         state.opens += 1;
+        if state.opens > OPENS_MAX {
+            drop(state);
+            panic!("the file is opened again and again");
+        }
         if let Some((fault, opens)) = state.down {
             if opens == 0 {
                 state.down = None;
