@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::disk::Disk;
 use super::file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
-use super::view::{Direction, Rows, View};
+use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
 use crate::codec::records::{JobRecord, LineRecord, LogRecord, RunRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, BlobRef, keys};
@@ -330,32 +330,35 @@ impl Audit<'_, '_> {
     /// Checkpoints: blocks in their table and lists in the tail, read as one.
     fn steps(&mut self) -> Result<(), Fault> {
         let view = self.view;
-        let mut last = None;
-        let all = (Bound::Unbounded, Bound::Unbounded);
-        let read = view.scan(Table::Steps, all, Direction::Forward, &mut |key, row| {
-            self.found.steps += 1;
+        let mut runs: BTreeSet<RunId> = view.tail().steps_from(RunId::MIN).map(|(run, _)| run).collect();
+        view.stored(Table::Steps, &mut |key, _| {
             match keys::read_step(key) {
+                Some((run, _)) => drop(runs.insert(run)),
                 None => self.problem("steps", key, "not of a run"),
-                Some((run, _)) if last != Some(run) => {
-                    last = Some(run);
-                    if self.known(run)?.is_none() {
-                        self.problem("steps", key, "its run is missing");
-                    }
-                }
-                Some(_) => {}
             }
-            drop(self.decoded::<StepRecord>(Table::Steps, key, &row));
             Ok(ControlFlow::Continue(()))
-        });
-        match read {
-            // The rest can't be told apart from what is wrong.
-            Err(Fault::Corrupted(row)) => {
-                self.found.problem_count += 1;
-                self.found.problems.push(Problem { table: row.table, key: row.key, what: row.reason });
-                Ok(())
+        })?;
+        for run in runs {
+            let mut count = 0;
+            let read = view.steps(run, &mut |index, record| {
+                count += 1;
+                drop(self.decoded::<StepRecord>(Table::Steps, &keys::of_run(run, index), &record));
+                Ok(ControlFlow::Continue(()))
+            });
+            match read {
+                // The rest of the run's can't be told apart from what is wrong.
+                Err(Fault::Corrupted(row)) => {
+                    self.found.problem_count += 1;
+                    self.found.problems.push(Problem { table: row.table, key: row.key, what: row.reason });
+                }
+                read => read?,
             }
-            read => read,
+            if count > 0 && self.known(run)?.is_none() {
+                self.problem("steps", run.as_bytes(), "its run is missing");
+            }
+            self.found.steps += count;
         }
+        Ok(())
     }
 
     /// Rows that lead to a run.
