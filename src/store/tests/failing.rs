@@ -376,8 +376,8 @@ fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
     let medium = crate::store::file::Medium::Custom(std::sync::Arc::new(disk.clone()));
     let mut file = crate::store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
     let mut stage = Stage::default();
-    stage.put(Table::Jobs, b"b".to_vec(), b"\x01rot".to_vec());
-    stage.put(Table::Tallies, 1u32.to_be_bytes().to_vec(), b"\x01rot".to_vec());
+    stage.put(Table::Jobs, &b"b"[..], b"\x01rot".to_vec());
+    stage.put(Table::Tallies, &1u32.to_be_bytes()[..], b"\x01rot".to_vec());
     file.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
     drop(file);
 
