@@ -185,9 +185,11 @@ pub enum Error {
         /// What it is instead.
         reason: &'static str,
     },
-    /// The file was written by a newer version. No row of it was changed.
-    #[error("the file has format {found}, this version reads up to {supported}")]
+    /// The file was written by a newer version. Not a byte of it was changed: open it with that version.
+    #[error("{} has format {found}, this version reads up to {supported}: open it with a newer version", .path.display())]
     NewerFormat {
+        /// The file.
+        path: PathBuf,
         /// The file's format version.
         found: u64,
         /// The newest that this build reads.
@@ -272,7 +274,9 @@ impl From<Fault> for Error {
             Fault::Open(OpenError::Damaged { path, message }) => Error::Damaged { path, message },
             Fault::Open(OpenError::Io { path, action, source }) => Error::Open { path, action, source },
             Fault::Open(OpenError::Init { source, .. }) => Error::Storage(source.into()),
-            Fault::NewerFormat { found, supported } => Error::NewerFormat { found, supported },
+            Fault::Open(OpenError::NewerFormat { path, found, supported }) => {
+                Error::NewerFormat { path, found, supported }
+            }
             // Whoever asks memory alone asks again elsewhere, so nobody is told this.
             Fault::Closed | Fault::Elsewhere => Error::ShutDown,
             Fault::Panicked => Error::Storage(Box::new(Fault::Panicked)),

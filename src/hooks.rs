@@ -144,6 +144,30 @@ listed! {
         DeadlocksAllowed,
         /// Fields of a log line are stored though they are nested too deep to be read back.
         DeepFieldsStored,
+        /// Every fiftieth commit is not flushed.
+        CommitNotFlushed,
+        /// A commit that failed is taken for not done, and done again.
+        CommitErrorIsNo,
+        /// After a failed flush the cached pages are believed, and commits stay one-phase.
+        PagesKeptAfterFailedFlush,
+        /// The journal's rows go with the first slice of a fold, before the rest is in its tables.
+        JournalBeforeRows,
+        /// A fold does not take deleted rows out of their tables.
+        TombstonesForgotten,
+        /// Blobs that nothing refers to stay for ever.
+        BlobsKept,
+        /// A fold that is done again after a crash frees the blob that the row refers to.
+        BlobFreedOnReplay,
+        /// A file that is opened again gives out the numbers of blobs from 1.
+        BlobNumberReused,
+        /// A file that is opened again numbers events from 1 where its journal is empty.
+        SequenceReset,
+        /// The checksum of a journal row is not looked at.
+        JournalUnchecked,
+        /// A file of a newer format, or of another program, is opened like one of ours.
+        FormatIgnored,
+        /// A deleted run leaves its idempotency key behind.
+        IdempotencyKept,
     }
 }
 
@@ -157,7 +181,7 @@ pub(crate) struct Hooks {
     #[cfg(feature = "testing")]
     sleep: Option<Arc<dyn Fn(Duration) + Send + Sync>>,
     #[cfg(feature = "testing")]
-    folding: Option<(usize, usize)>,
+    fold: Option<(usize, usize)>,
 }
 
 impl Hooks {
@@ -181,6 +205,24 @@ impl Hooks {
         std::thread::sleep(pause);
     }
 
+    /// Folding begins at this many bytes of tail, where a test wants it to begin early.
+    #[inline]
+    pub(crate) fn fold_bytes(&self) -> Option<usize> {
+        #[cfg(feature = "testing")]
+        return self.fold.map(|(bytes, _)| bytes);
+        #[cfg(not(feature = "testing"))]
+        None
+    }
+
+    /// Rows in a slice of folding, where a test wants many slices.
+    #[inline]
+    pub(crate) fn fold_rows(&self) -> Option<usize> {
+        #[cfg(feature = "testing")]
+        return self.fold.map(|(_, rows)| rows);
+        #[cfg(not(feature = "testing"))]
+        None
+    }
+
     /// Whether a defect is planted.
     #[inline]
     pub(crate) fn plants(&self, bug: Bug) -> bool {
@@ -200,12 +242,8 @@ impl Hooks {
         self.bug = Some(bug);
     }
 
-    pub(crate) fn set_folding(&mut self, from_bytes: usize, rows: usize) {
-        self.folding = Some((from_bytes, rows));
-    }
-
-    pub(crate) fn folding(&self) -> Option<(usize, usize)> {
-        self.folding
+    pub(crate) fn set_fold(&mut self, bytes: usize, rows: usize) {
+        self.fold = Some((bytes, rows));
     }
 
     pub(crate) fn set_sleep(&mut self, sleep: Arc<dyn Fn(Duration) + Send + Sync>) {

@@ -70,6 +70,7 @@ pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepStatus,
 };
 pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun};
+pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;
 pub use trigger::{Disposition, Finished, JsonTrigger, OnConflict, Trigger, TriggerAndWait, TriggerCall, WaitForRun};

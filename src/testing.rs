@@ -16,6 +16,7 @@ pub use crate::hooks::{Bug, Failpoint};
 use crate::store::Placement;
 use crate::store::backend::BackendFactory;
 use crate::store::file::Medium;
+use crate::store::verify::Verification;
 
 /// A disk in place of a file: every call to it is what a file would get. It outlives the runtimes that are opened over it, and
 /// knows nothing of names.
@@ -38,6 +39,10 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Writes `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// The next reads are of what the disk itself has, not of a cache that a failed sync has left behind. No runtime has it open.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub mod fuzz;
@@ -49,6 +54,10 @@ impl BackendFactory for Factory {
     fn backend(&self) -> io::Result<Box<dyn StorageBackend>> {
         self.0.open()?;
         Ok(Box::new(Backend(self.0.clone())))
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.0.drop_cache()
     }
 }
 
@@ -99,15 +108,15 @@ impl Builder {
         self.open_medium(Medium::Custom(Arc::new(Factory(disk))), Placement::Inline).await
     }
 
-    /// Plants a defect.
-    pub fn plant(mut self, bug: Bug) -> Self {
-        self.config.hooks.set_bug(bug);
+    /// Folds the journal once it has so many bytes, in slices of so many rows: what takes minutes otherwise happens all the time.
+    pub fn fold_at(mut self, bytes: usize, rows: usize) -> Self {
+        self.config.hooks.set_fold(bytes, rows);
         self
     }
 
-    /// Folds the journal from a tail of so many bytes on, so many rows a commit.
-    pub fn folding(mut self, from_bytes: usize, rows: usize) -> Self {
-        self.config.hooks.set_folding(from_bytes, rows);
+    /// Plants a defect.
+    pub fn plant(mut self, bug: Bug) -> Self {
+        self.config.hooks.set_bug(bug);
         self
     }
 
@@ -122,4 +131,22 @@ impl Builder {
         self.config.hooks.set_at_failpoint(Arc::new(at));
         self
     }
+}
+
+impl Durably {
+    /// What [`verify`](crate::verify) finds, while the runtime goes on.
+    ///
+    /// # Errors
+    /// As [`Durably::get_runs`].
+    pub async fn audit(&self) -> Result<Verification, Error> {
+        self.core().store.audit().await
+    }
+}
+
+/// [`verify`](crate::verify) for a disk of one's own. Blocks.
+///
+/// # Errors
+/// As [`verify`](crate::verify).
+pub fn verify_on(disk: Arc<dyn Disk>) -> Result<Verification, Error> {
+    crate::store::verify::medium(&Medium::Custom(Arc::new(Factory(disk))))
 }

@@ -21,6 +21,7 @@ use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::Register;
 use crate::run::{LogLine, Run, RunFilter, RunHandle, RunStatus, StepInfo};
+use crate::store::verify::Verification;
 use crate::time::Timestamp;
 use crate::trigger::{JsonTrigger, WaitForRun};
 
@@ -331,6 +332,38 @@ impl Durably {
     /// [`Error::ShutDown`].
     pub async fn run_until_idle(&self, max: impl Into<Option<u64>>) -> Result<u64, Error> {
         self.core.run_until_idle(max.into()).await
+    }
+
+    /// Copies the file to a new one while the runtime goes on: all that was acknowledged before the call, and nothing that
+    /// depends on what is not in the copy. The copy appears under its name complete, flushed and [verified](crate::verify);
+    /// opened, it goes on from that moment.
+    ///
+    /// ```
+    /// # async fn example(durably: durably::Durably) -> Result<(), durably::Error> {
+    /// let copied = durably.backup("jobs.2026-01-01.redb").await?;
+    /// println!("{} runs, {} steps", copied.runs, copied.steps);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It reads one snapshot of the file, which holds up no commit; what is freed meanwhile stays in the file until it is done.
+    /// To restore, put the copy in the place of the file, which no runtime has open.
+    ///
+    /// # Errors
+    /// [`Error::Open`] where the copy can't be made, with the kind `AlreadyExists` where something has its name: nothing is ever
+    /// replaced. [`Error::Damaged`] if the copy was not what was to be copied; [`Error::Storage`], [`Error::ShutDown`].
+    /// What is wrong with single rows is in the result, and in the copy.
+    ///
+    /// # Cancel safety
+    /// Dropped, it is given up, and what was written is removed; dropped at the very end it may be there all the same, whole.
+    pub async fn backup(&self, path: impl AsRef<Path>) -> Result<Verification, Error> {
+        self.core.store.backup(path.as_ref().to_owned()).await
+    }
+
+    /// What all handles share.
+    #[cfg(feature = "testing")]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// The supervisor's `ActorRef`: everything that can be done here can also be done by message.

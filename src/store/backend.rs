@@ -14,6 +14,11 @@ use redb::{BackendError, StorageBackend};
 /// place: a simulated crash during that is not covered by the promise that files have.
 pub(crate) trait BackendFactory: Send + Sync + Debug {
     fn backend(&self) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// What the next backend reads is what the storage has, not what a cache above it still shows.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What redb asked of the storage since it was opened.

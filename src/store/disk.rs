@@ -3,10 +3,13 @@
 //! [`Shared`] is what readers hold; the [`Disk`] is the writer's own. A commit writes one journal row, so a group is in the
 //! file as a whole or not at all, and the row's presence answers for a commit whose outcome was unknown.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableError, TransactionError, WriteTransaction,
+};
 
 use super::Fault;
 use super::backend::IoCounters;
@@ -18,7 +21,7 @@ use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
 use super::tail::{Live, Tail};
 use super::view::View;
 use crate::codec::{BlobRef, Corrupted};
-use crate::hooks::Failpoint;
+use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::limits::{INLINE_BYTES_MAX, TAIL_AGE_FOLD, TAIL_BYTES_FOLD, TAIL_BYTES_MAX};
 use crate::time::Clock;
@@ -42,6 +45,11 @@ impl Shared {
     /// A view of what of that is in memory, if nobody changes it just now.
     pub(crate) fn view_of_tail(&self) -> Option<View<'_>> {
         self.tail.try_read().ok().map(View::of_tail)
+    }
+
+    /// The tables as of the last commit, journal included: all that was acknowledged, without the tail's lock.
+    pub(super) fn snapshot(&self) -> Result<ReadTransaction, Fault> {
+        Ok(self.db()?.begin_read()?)
     }
 
     /// Whether the file was closed for good.
@@ -81,8 +89,6 @@ pub(crate) struct Disk {
     fold: Option<Round>,
     /// What a slice of folding may do in an ordinary commit.
     slice: Size,
-    /// Folding begins at a tail of so many bytes.
-    fold_from: usize,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
 }
@@ -95,6 +101,7 @@ impl Disk {
         clock: Arc<dyn Clock>,
         two_phase: bool,
     ) -> Result<Disk, Fault> {
+        let slice = options.hooks.fold_rows().map_or_else(Size::default, |rows| Size { rows, ..Size::default() });
         let mut disk = Disk {
             shared: Arc::default(),
             medium,
@@ -106,8 +113,7 @@ impl Disk {
             last_id: RunId::MIN,
             next_blob: 1,
             fold: None,
-            slice: Size::default(),
-            fold_from: TAIL_BYTES_FOLD,
+            slice,
             io: Arc::default(),
             commits: 0,
         };
@@ -136,10 +142,13 @@ impl Disk {
     /// The cached pages go first, since a failed flush leaves pages that look written and are not; from then on commits are
     /// two-phase.
     pub(crate) fn reopen(&mut self) -> Result<(), Fault> {
-        self.two_phase = true;
         self.fold = None;
         self.release();
         self.options.hooks.pass(Failpoint::Released);
+        if self.options.hooks.plants(Bug::PagesKeptAfterFailedFlush) {
+            return self.load();
+        }
+        self.two_phase = true;
         if let Err(error) = self.medium.drop_page_cache() {
             tracing::warn!(%error, "cached pages of the file can't be dropped");
         }
@@ -150,26 +159,26 @@ impl Disk {
     }
 
     fn load(&mut self) -> Result<(), Fault> {
-        let Opened { db, io, .. } = self.medium.open(&self.options, &create_tables)?;
+        let Opened { db, io, .. } = self.medium.open_if(&self.options, &create_tables, &|db, path| {
+            if self.options.hooks.plants(Bug::FormatIgnored) { Ok(()) } else { accept(db, path) }
+        })?;
         self.io = io;
         let snapshot = db.begin_read()?;
-        let numbers = snapshot.open_table(META).map_err(|error| match error {
-            TableError::TableDoesNotExist(_) | TableError::TableTypeMismatch { .. } => self.not_ours(),
-            error => error.into(),
-        })?;
+        let numbers = snapshot.open_table(META)?;
         let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
-        match number(meta::FORMAT)? {
-            FORMAT_VERSION => {}
-            0 => return Err(self.not_ours()),
-            found => return Err(Fault::NewerFormat { found, supported: FORMAT_VERSION }),
-        }
         self.next_group = number(meta::GROUP)?.max(1);
         self.next_sequence = number(meta::SEQUENCE)?.max(1);
+        if self.options.hooks.plants(Bug::SequenceReset) {
+            self.next_sequence = 1;
+        }
         let id = (u128::from(number(meta::LAST_ID_HIGH)?) << 64) | u128::from(number(meta::LAST_ID_LOW)?);
         self.last_id = RunId::from_bytes(id.to_be_bytes());
         let now = self.clock.monotonic();
         // No number is given out twice, also where its blob is gone: a fold that was cut off may free it again.
         self.next_blob = self.next_blob.max(number(meta::BLOB)?);
+        if self.options.hooks.plants(Bug::BlobNumberReused) {
+            self.next_blob = 1;
+        }
         let mut tail = Tail::default();
         let rows = snapshot.open_table(JOURNAL)?;
         let mut pieces = rows.iter()?.peekable();
@@ -181,7 +190,7 @@ impl Disk {
             {
                 bytes.extend_from_slice(piece?.1.value());
             }
-            let row = journal::read(bytes).map_err(|reason| Corrupted {
+            let row = journal::read(bytes, &self.options.hooks).map_err(|reason| Corrupted {
                 table: "journal",
                 key: group.to_string(),
                 reason,
@@ -199,11 +208,6 @@ impl Disk {
         self.shared.write_tail(|held| *held = tail);
         self.shared.swap(Some(db));
         Ok(())
-    }
-
-    fn not_ours(&self) -> Fault {
-        let path = self.medium.name().to_path_buf();
-        Fault::Open(OpenError::NotADatabase { path, reason: "a redb database of another program" })
     }
 
     /// Whether the file holds this group: the answer for a commit whose outcome was unknown.
@@ -226,6 +230,9 @@ impl Disk {
         let db = self.shared.db()?;
         let mut txn = db.begin_write()?;
         txn.set_two_phase_commit(self.two_phase);
+        if self.options.hooks.plants(Bug::CommitNotFlushed) && self.commits % 50 == 49 {
+            txn.set_durability(redb::Durability::None).map_err(redb::Error::from)?;
+        }
         let next_sequence = self.next_sequence + events;
         let mut row = None;
         let mut next_blob = self.next_blob;
@@ -298,21 +305,21 @@ impl Disk {
             last_id: self.last_id,
         };
         let now = self.clock.monotonic();
-        self.shared.read_tail(|tail| {
-            if self.fold.is_none() && due(tail, now, self.fold_from) {
+        let shared = self.shared.clone();
+        shared.read_tail(|tail| {
+            if self.fold.is_none() && self.due(tail, now) {
                 self.fold = Round::over(tail);
             }
             let Some(round) = &self.fold else { return Ok(None) };
             // More at a time where folding has fallen behind.
             let scale = (1 + tail.bytes() / TAIL_BYTES_FOLD).min(8);
-            round.slice(txn, tail, watermark, self.slice * scale).map(Some)
+            round.slice(txn, tail, watermark, self.slice * scale, &self.options.hooks).map(Some)
         })
     }
 
-    /// Folds early and little at a time, so that a simulation sees every state of it.
-    #[cfg(feature = "testing")]
-    pub(crate) fn fold_from(&mut self, bytes: usize, rows: usize) {
-        (self.fold_from, self.slice.rows) = (bytes, rows);
+    fn due(&self, tail: &Tail, now: std::time::Duration) -> bool {
+        let long = self.options.hooks.fold_bytes().unwrap_or(TAIL_BYTES_FOLD);
+        tail.bytes() >= long || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
     }
 
     /// Brings the counters of executing runs up to date where no commit carries them.
@@ -322,7 +329,7 @@ impl Disk {
 
     /// Whether a commit should come even if there is nothing to write, to get on with folding.
     pub(crate) fn wants_folding(&self) -> bool {
-        self.fold.is_some() || self.shared.read_tail(|tail| due(tail, self.clock.monotonic(), self.fold_from))
+        self.fold.is_some() || self.shared.read_tail(|tail| self.due(tail, self.clock.monotonic()))
     }
 
     /// Whether anything is left to fold.
@@ -371,8 +378,24 @@ impl Drop for Disk {
     }
 }
 
-fn due(tail: &Tail, now: std::time::Duration, from: usize) -> bool {
-    tail.bytes() >= from || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
+/// Whether a database is one of ours, in a format that this build reads.
+fn accept(db: &Database, path: &Path) -> Result<(), OpenError> {
+    let not_ours =
+        || OpenError::NotADatabase { path: path.to_path_buf(), reason: "a redb database of another program" };
+    let failed = |error: redb::StorageError| OpenError::redb(path, error.into());
+    let snapshot = db.begin_read().map_err(|error| match error {
+        TransactionError::Storage(error) => failed(error),
+        error => OpenError::Io { path: path.to_path_buf(), action: "read", source: std::io::Error::other(error) },
+    })?;
+    let numbers = snapshot.open_table(META).map_err(|error| match error {
+        TableError::Storage(error) => failed(error),
+        _ => not_ours(),
+    })?;
+    match numbers.get(meta::FORMAT).map_err(failed)?.map_or(0, |row| row.value()) {
+        FORMAT_VERSION => Ok(()),
+        0 => Err(not_ours()),
+        found => Err(OpenError::NewerFormat { path: path.to_path_buf(), found, supported: FORMAT_VERSION }),
+    }
 }
 
 /// Makes all tables of a new file and writes its format version.

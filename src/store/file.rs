@@ -22,8 +22,10 @@ use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, StorageBackend, StorageError};
 use rustix::fs::OFlags;
 
+use super::Fault;
 use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory};
 use super::filling::Filling;
+use super::held::Held;
 use crate::hooks::{Bug, Failpoint, Hooks};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header"), followed by one byte of flags.
@@ -44,7 +46,6 @@ const CREATE_ROUNDS_MAX: u32 = 32;
 pub(crate) enum Medium {
     File(PathBuf),
     Memory(SharedMemory),
-    #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "a simulation brings its own storage"))]
     Custom(Arc<dyn BackendFactory>),
 }
 
@@ -70,6 +71,8 @@ pub(crate) struct OpenOptions {
     pub(crate) check_integrity: IntegrityCheck,
     /// How long to wait for another holder: a predecessor that is stopping, or a child it forked.
     pub(crate) lock_wait: Duration,
+    /// Only looked at: nothing is created and no byte is changed, whatever is done to the database.
+    pub(crate) read_only: bool,
     pub(crate) hooks: Hooks,
 }
 
@@ -79,10 +82,16 @@ impl Default for OpenOptions {
             cache_bytes: 64 << 20,
             check_integrity: IntegrityCheck::default(),
             lock_wait: Duration::from_secs(1),
+            read_only: false,
             hooks: Hooks::default(),
         }
     }
 }
+
+/// Makes the tables of a new database.
+pub(crate) type Init<'a> = &'a dyn Fn(&Database) -> Result<(), redb::Error>;
+/// Looks at a database before anything is written to it; the error is why it is refused.
+pub(crate) type Accept<'a> = &'a dyn Fn(&Database, &Path) -> Result<(), OpenError>;
 
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -104,6 +113,8 @@ pub(crate) enum OpenError {
     NotADatabase { path: PathBuf, reason: &'static str },
     #[error("{} has redb file format {version}, which this version cannot read: upgrade it with redb 2.6 or choose another path", path.display())]
     OldFormat { path: PathBuf, version: u8 },
+    #[error("{} has format {found}, this version reads up to {supported}: open it with a newer version", path.display())]
+    NewerFormat { path: PathBuf, found: u64, supported: u64 },
     #[error("{} is damaged ({message}): restore a backup, or move the file away to start empty", path.display())]
     Damaged { path: PathBuf, message: String },
     #[error("cannot {action} {}", path.display())]
@@ -118,7 +129,7 @@ impl OpenError {
         move |source| Self::Io { path, action, source }
     }
 
-    fn redb(path: &Path, error: DatabaseError) -> Self {
+    pub(super) fn redb(path: &Path, error: DatabaseError) -> Self {
         let path = path.to_path_buf();
         match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Self::AlreadyOpen { path },
@@ -143,21 +154,28 @@ impl Medium {
     /// Opens the database, creating it with `init` run in it where there is none.
     ///
     /// Waits up to [`OpenOptions::lock_wait`], blocking the thread, while somebody else has it open.
-    pub(crate) fn open(
+    #[cfg(test)]
+    pub(crate) fn open(&self, options: &OpenOptions, init: Init<'_>) -> Result<Opened, OpenError> {
+        self.open_if(options, init, &|_, _| Ok(()))
+    }
+
+    /// As `open`, if `accept` finds what is there to be ours. Until then not a byte is written.
+    pub(crate) fn open_if(
         &self,
         options: &OpenOptions,
-        init: &dyn Fn(&Database) -> Result<(), redb::Error>,
+        init: Init<'_>,
+        accept: Accept<'_>,
     ) -> Result<Opened, OpenError> {
         let mut left = options.lock_wait;
         let mut pause = LOCK_RETRY_MIN;
         loop {
             let attempt = match self {
-                Self::File(path) => open_file(path, options, init),
-                Self::Memory(memory) => open_in_place(Box::new(memory.backend()), self.name(), options, init),
+                Self::File(path) => open_file(path, options, init, accept),
+                Self::Memory(memory) => open_in_place(Box::new(memory.backend()), self.name(), options, init, accept),
                 Self::Custom(factory) => factory
                     .backend()
                     .map_err(OpenError::io(self.name(), "open"))
-                    .and_then(|backend| open_in_place(backend, self.name(), options, init)),
+                    .and_then(|backend| open_in_place(backend, self.name(), options, init, accept)),
             };
             match attempt {
                 Err(OpenError::AlreadyOpen { .. }) if !left.is_zero() => {
@@ -176,7 +194,11 @@ impl Medium {
     /// Linux marks pages that it failed to write as clean, so the cache shows a commit that the disk does not have; building on it
     /// loses the whole file at the next power loss.
     pub(crate) fn drop_page_cache(&self) -> io::Result<()> {
-        let Self::File(path) = self else { return Ok(()) };
+        let path = match self {
+            Self::File(path) => path,
+            Self::Memory(_) => return Ok(()),
+            Self::Custom(factory) => return factory.drop_cache(),
+        };
         let file = File::open(path)?;
         // Only pages that are clean and not being written can be dropped. That this may fail again changes nothing.
         let _ = file.sync_data();
@@ -194,15 +216,14 @@ impl Medium {
     }
 }
 
-fn open_file(
-    path: &Path,
-    options: &OpenOptions,
-    init: &dyn Fn(&Database) -> Result<(), redb::Error>,
-) -> Result<Opened, OpenError> {
+fn open_file(path: &Path, options: &OpenOptions, init: Init<'_>, accept: Accept<'_>) -> Result<Opened, OpenError> {
     let mut created = false;
     for _ in 0..CREATE_ROUNDS_MAX {
-        if let Some(opened) = open_existing(path, options)? {
+        if let Some(opened) = open_existing(path, options, accept)? {
             return Ok(Opened { created, ..opened });
+        }
+        if options.read_only {
+            return Err(OpenError::io(path, "open")(ErrorKind::NotFound.into()));
         }
         created = create(path, options, init)?;
     }
@@ -210,7 +231,7 @@ fn open_file(
     Err(OpenError::Io { path: path.to_path_buf(), action: "create", source })
 }
 
-fn open_existing(path: &Path, options: &OpenOptions) -> Result<Option<Opened>, OpenError> {
+fn open_existing(path: &Path, options: &OpenOptions, accept: Accept<'_>) -> Result<Option<Opened>, OpenError> {
     let file = match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(OpenError::io(path, "open"))?,
@@ -223,8 +244,11 @@ fn open_existing(path: &Path, options: &OpenOptions) -> Result<Option<Opened>, O
     let backend: Arc<dyn StorageBackend> =
         Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
     let found = lock_and_inspect(&*backend, path, Absent::IsAnError)?;
-    let opened = start(Counting::new(Arc::new(Filling::new(backend))), path, options, found)?;
+    let opened = start(Arc::new(Filling::new(backend)), path, options, found, accept)?;
     options.hooks.pass(Failpoint::Opened);
+    if options.read_only {
+        return Ok(Some(opened));
+    }
 
     // By every opener, not only the creator: that one may have been killed between linking the name and getting here, and then
     // commits would be acknowledged into a file whose name a power loss takes away.
@@ -247,12 +271,13 @@ fn open_in_place(
     backend: Box<dyn StorageBackend>,
     name: &Path,
     options: &OpenOptions,
-    init: &dyn Fn(&Database) -> Result<(), redb::Error>,
+    init: Init<'_>,
+    accept: Accept<'_>,
 ) -> Result<Opened, OpenError> {
     let backend: Arc<dyn StorageBackend> = Arc::from(backend);
-    let found = lock_and_inspect(&*backend, name, Absent::IsNew)?;
+    let found = lock_and_inspect(&*backend, name, if options.read_only { Absent::IsAnError } else { Absent::IsNew })?;
     let created = found.bytes == 0;
-    let opened = start(Counting::new(backend), name, options, found)?;
+    let opened = start(backend, name, options, found, if created { &|_, _| Ok(()) } else { accept })?;
     if created {
         init(&opened.db).map_err(|source| OpenError::Init { path: name.to_path_buf(), source })?;
     }
@@ -260,11 +285,7 @@ fn open_in_place(
 }
 
 /// Builds a database under a temporary name and links it to `path`. False where another starter was first, or took ours away.
-fn create(
-    path: &Path,
-    options: &OpenOptions,
-    init: &dyn Fn(&Database) -> Result<(), redb::Error>,
-) -> Result<bool, OpenError> {
+fn create(path: &Path, options: &OpenOptions, init: Init<'_>) -> Result<bool, OpenError> {
     let io = |source| OpenError::Io { path: path.to_path_buf(), action: "create", source };
     let refused = |kind, reason: &'static str| Err(io(io::Error::new(kind, reason)));
     if path.is_symlink() && !path.exists() {
@@ -329,6 +350,35 @@ fn rename_without_replacing(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::Error::new(ErrorKind::Unsupported, "the file system has no hard links"))
 }
 
+/// Builds a new database under a temporary name, lets `check` look at it, and names it `path`, replacing nothing.
+pub(super) fn create_checked(
+    path: &Path,
+    options: &OpenOptions,
+    init: Init<'_>,
+    check: &dyn Fn(&Medium) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let io = |source| OpenError::Io { path: path.to_path_buf(), action: "create", source };
+    let taken = || io(ErrorKind::AlreadyExists.into());
+    if path.symlink_metadata().is_ok() {
+        return Err(taken().into());
+    }
+    let temporary = Temporary::create(path).map_err(io)?.ok_or_else(taken)?;
+    temporary.fill(path, options, init)?;
+    check(&Medium::Custom(Arc::new(Unpublished(temporary.backend.clone()))))?;
+    publish(&temporary.path, path).map_err(io)?;
+    Ok(sync_directory_of(path).map_err(OpenError::io(path, "sync the directory of"))?)
+}
+
+/// A temporary file whose lock outlives those who look at it.
+#[derive(Debug)]
+struct Unpublished(Arc<FileBackend>);
+
+impl BackendFactory for Unpublished {
+    fn backend(&self) -> io::Result<Box<dyn StorageBackend>> {
+        Ok(Box::new(Counting { closes: false, ..Counting::new(self.0.clone()) }))
+    }
+}
+
 /// A database file in the making. Its lock, held from creation until its name is gone, tells other starters that it is not stale.
 #[derive(Debug)]
 struct Temporary {
@@ -350,12 +400,7 @@ impl Temporary {
     }
 
     /// Makes it a database that is whole and on disk, and still locked.
-    fn fill(
-        &self,
-        path: &Path,
-        options: &OpenOptions,
-        init: &dyn Fn(&Database) -> Result<(), redb::Error>,
-    ) -> Result<(), OpenError> {
+    fn fill(&self, path: &Path, options: &OpenOptions, init: Init<'_>) -> Result<(), OpenError> {
         let failed = |error| match OpenError::redb(path, error) {
             // Not worth waiting for, the file being ours.
             OpenError::AlreadyOpen { path } => {
@@ -478,18 +523,38 @@ fn inspect(backend: &dyn StorageBackend, path: &Path, absent: Absent) -> Result<
     Ok(Found { bytes, unclean: flags & UNCLEAN_FLAGS != 0 })
 }
 
-fn start(backend: Counting, path: &Path, options: &OpenOptions, found: Found) -> Result<Opened, OpenError> {
+fn start(
+    backend: Arc<dyn StorageBackend>,
+    path: &Path,
+    options: &OpenOptions,
+    found: Found,
+    accept: Accept<'_>,
+) -> Result<Opened, OpenError> {
     let integrity_checked = match options.check_integrity {
         IntegrityCheck::Always => true,
         IntegrityCheck::AfterUncleanStop { always_bytes_max } => found.unclean || found.bytes <= always_bytes_max,
     };
-    let io = backend.io.clone();
+    let held = match Held::over(backend.clone()) {
+        Ok(held) => Arc::new(held),
+        Err(error) => {
+            let _ = backend.close();
+            return Err(OpenError::io(path, "read")(error));
+        }
+    };
+    let counting = Counting::new(held.clone());
+    let io = counting.io.clone();
     let mut builder = Database::builder();
     builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(integrity_checked);
     // Damage that redb does not expect makes it panic, more so where the integrity check is off.
-    let db = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)))
-        .map_err(|panic| OpenError::Damaged { path: path.to_path_buf(), message: panic_message(&*panic) })?
-        .map_err(|error| OpenError::redb(path, error))?;
+    let db = catch_unwind(AssertUnwindSafe(|| {
+        let db = builder.create_with_backend(counting).map_err(|error| OpenError::redb(path, error))?;
+        accept(&db, path)?;
+        Ok(db)
+    }))
+    .map_err(|panic| OpenError::Damaged { path: path.to_path_buf(), message: panic_message(&*panic) })??;
+    if !options.read_only {
+        held.release().map_err(OpenError::io(path, "open"))?;
+    }
     Ok(Opened { db, created: false, integrity_checked, io })
 }
 

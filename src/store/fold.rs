@@ -18,6 +18,7 @@ use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::tail::Tail;
 use crate::codec::BlobRef;
 use crate::codec::keys::Key;
+use crate::hooks::{Bug, Hooks};
 use crate::id::RunId;
 use crate::limits::{FOLD_BYTES_MAX, FOLD_ROWS_MAX};
 
@@ -100,14 +101,21 @@ impl Round {
         tail: &Tail,
         watermark: Watermark,
         size: Size,
+        hooks: &Hooks,
     ) -> Result<Slice, Fault> {
         let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone() };
         match &self.phase {
-            Phase::Rows { table, after } => slice.fold_rows(txn, tail, *table, after.clone(), size)?,
+            Phase::Rows { table, after } => {
+                slice.fold_rows(txn, tail, (*table, after.clone()), size, hooks)?;
+                if hooks.plants(Bug::JournalBeforeRows) {
+                    txn.open_table(JOURNAL)?.retain_in(..=*journal::keys_of(self.upto).end(), |_, _| false)?;
+                    watermark.write(txn)?;
+                }
+            }
             Phase::Steps { run, index } => slice.fold_steps(txn, tail, (*run, *index), size)?,
             Phase::Orphans => {
                 let mut blobs = txn.open_table(BLOBS)?;
-                for blob in tail.orphans(self.upto) {
+                for blob in tail.orphans(self.upto).filter(|_| !hooks.plants(Bug::BlobsKept)) {
                     blobs.remove(blob)?;
                 }
                 slice.next.phase = Phase::Journal;
@@ -136,11 +144,10 @@ impl Slice {
         &mut self,
         txn: &WriteTransaction,
         tail: &Tail,
-        first_table: usize,
-        after: Option<Key>,
+        (first_table, mut after): (usize, Option<Key>),
         size: Size,
+        hooks: &Hooks,
     ) -> Result<(), Fault> {
-        let mut after = after;
         let (mut rows, mut bytes) = (0, 0);
         for (at, table) in Table::ALL.into_iter().enumerate().skip(first_table) {
             // The layer of steps is empty: they follow in a phase of their own.
@@ -157,6 +164,7 @@ impl Slice {
                 }
                 match &slot.value {
                     Some(value) => put.push((&key[..], &value[..])),
+                    None if hooks.plants(Bug::TombstonesForgotten) => {}
                     None => {
                         let old = opened(txn, table, &mut target)?.remove(&key[..])?;
                         freed.extend(old.and_then(|old| BlobRef::of(old.value())).map(|blob| blob.id));
@@ -168,7 +176,8 @@ impl Slice {
             }
             if !put.is_empty() {
                 insert_ascending(opened(txn, table, &mut target)?, put, |old, new| {
-                    let old = BlobRef::of(old).filter(|blob| BlobRef::of(new) != Some(*blob));
+                    let again = hooks.plants(Bug::BlobFreedOnReplay);
+                    let old = BlobRef::of(old).filter(|blob| again || BlobRef::of(new) != Some(*blob));
                     freed.extend(old.map(|blob| blob.id));
                 })?;
             }

@@ -9,11 +9,13 @@
 //! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
 
 pub(crate) mod backend;
+mod backup;
 mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod filling;
 mod fold;
+mod held;
 mod host;
 mod inbox;
 mod journal;
@@ -25,6 +27,7 @@ mod stage;
 mod steps;
 pub(crate) mod tables;
 mod tail;
+pub(crate) mod verify;
 mod view;
 pub(crate) mod writer;
 
@@ -56,8 +59,6 @@ pub(crate) enum Fault {
     Corrupted(#[from] Corrupted),
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("the file has format {found}, this version reads up to {supported}")]
-    NewerFormat { found: u64, supported: u64 },
     #[error("the file is closed")]
     Closed,
     #[error("what was asked is not in memory")]
@@ -82,8 +83,16 @@ from_redb!(redb::StorageError, redb::TableError, redb::TransactionError, redb::C
 impl Fault {
     /// The handle was swapped under a reader; the next view has the new one.
     fn is_swapped(&self) -> bool {
-        matches!(self, Fault::Closed | Fault::Redb(redb::Error::DatabaseClosed | redb::Error::PreviousIo))
+        match self {
+            Fault::Closed => true,
+            Fault::Redb(error) => is_swapped(error),
+            _ => false,
+        }
     }
+}
+
+fn is_swapped(error: &redb::Error) -> bool {
+    matches!(error, redb::Error::DatabaseClosed | redb::Error::PreviousIo)
 }
 
 /// Where the store runs.
@@ -129,14 +138,10 @@ impl Store {
             cache_bytes: config.cache_bytes,
             check_integrity: IntegrityCheck::default(),
             lock_wait: config.lock_wait,
+            read_only: false,
             hooks: config.hooks.clone(),
         };
-        #[cfg_attr(not(feature = "testing"), expect(unused_mut, reason = "only a test sets it up otherwise"))]
-        let mut disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
-        #[cfg(feature = "testing")]
-        if let Some((bytes, rows)) = config.hooks.folding() {
-            disk.fold_from(bytes, rows);
-        }
+        let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
         // Only once the file is ours: what lies beside another's file is not touched.
         let reserve = Reserve::hold(&medium).unwrap_or_else(|error| {
             tracing::warn!(%error, "no reserve is held for a full disk");
@@ -289,6 +294,20 @@ impl Store {
         }
     }
 
+    /// Copies the file to a new one.
+    pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
+        let abandon = backup::Abandon::default();
+        let (shared, abandoned) = (self.inner.shared.clone(), abandon.0.clone());
+        let copy = move || backup::copy(&shared, &path, &abandoned);
+        match self.inner.placement {
+            Placement::Inline => copy(),
+            Placement::Threads => {
+                let copied = tokio::task::spawn_blocking(copy).await;
+                copied.map_err(|error| if error.is_panic() { Fault::Panicked.into() } else { Error::ShutDown })?
+            }
+        }
+    }
+
     /// Reads, off the async threads.
     async fn read<T: Send + 'static>(
         &self,
@@ -323,7 +342,8 @@ fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T,
 /// Whether bytes can be read as a row of the journal.
 #[cfg(feature = "testing")]
 pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
-    journal::read(bytes.to_vec()).is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
+    journal::read(bytes.to_vec(), &Hooks::default())
+        .is_ok_and(|row| row.values().all(|value| value.len() <= bytes.len()))
 }
 
 /// Whether bytes can be read as a block of steps.

@@ -137,8 +137,10 @@ impl Store {
 pub(super) fn names(view: &View<'_>) -> Result<Names, Fault> {
     let mut names = Names::new();
     view.scan_prefix(Table::Jobs, &[], &mut |key, row| {
-        let (record, _) = codec::open::<JobRecord>(Table::Jobs, key, &row)?;
-        names.insert(record.number, String::from_utf8_lossy(key).into());
+        // One that can't be read is missing for the runs of that job, and for no others.
+        if let Ok((record, _)) = codec::open::<JobRecord>(Table::Jobs, key, &row) {
+            names.insert(record.number, String::from_utf8_lossy(key).into());
+        }
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(names)
@@ -172,7 +174,8 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
     let Rowset { record, state, input, output } = rows;
     let status =
         RunStatus::from_byte(state.status).ok_or_else(|| Corrupted::new(Table::States, key, "unknown status"))?;
-    let job_name = names.get(&record.job).ok_or_else(|| Corrupted::new(Table::Runs, key, "unknown job"))?;
+    // Empty where the row with the name can't be read.
+    let job_name = names.get(&record.job).cloned().unwrap_or_default();
     Ok(Run {
         id: run,
         job_name: job_name.to_string(),

@@ -97,7 +97,7 @@ impl<'a> View<'a> {
         View { tail, snapshot: None, tables: Default::default() }
     }
 
-    fn snapshot(&self) -> Result<&ReadTransaction, Fault> {
+    pub(super) fn snapshot(&self) -> Result<&ReadTransaction, Fault> {
         self.snapshot.as_ref().ok_or(Fault::Elsewhere)
     }
 
@@ -116,6 +116,15 @@ impl<'a> View<'a> {
         self.tail.live(run)
     }
 
+    /// Visits the rows of a table as they stand, with references where values are large.
+    pub(super) fn stored(&self, table: Table, visit: &mut Visit<'_>) -> Result<(), Fault> {
+        self.walk(None, table, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, visit)
+    }
+
+    pub(super) fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
     fn table(&self, table: Table) -> Result<&RawTable, Fault> {
         let cell = &self.tables[table as usize];
         if cell.get().is_none() {
@@ -127,7 +136,7 @@ impl<'a> View<'a> {
     }
 
     /// The value, or what its reference stands for.
-    fn resolved(&self, table: Table, key: &[u8], value: Bytes) -> Result<Bytes, Fault> {
+    pub(super) fn resolved(&self, table: Table, key: &[u8], value: Bytes) -> Result<Bytes, Fault> {
         let Some(blob) = BlobRef::of(&value) else { return Ok(value) };
         let blobs = self.snapshot()?.open_table(BLOBS)?;
         let row = blobs.get(blob.id)?.ok_or_else(|| Corrupted::new(table, key, "its blob is missing"))?;

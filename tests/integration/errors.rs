@@ -123,9 +123,9 @@ fn errors() -> Vec<(Error, Advice, &'static str)> {
         ),
         (Error::NotADatabase { path: path(), reason: "r" }, Advice::Change, "/data/jobs.redb is not a durably file: r"),
         (
-            Error::NewerFormat { found: 2, supported: 1 },
+            Error::NewerFormat { path: path(), found: 2, supported: 1 },
             Advice::Finished,
-            "the file has format 2, this version reads up to 1",
+            "/data/jobs.redb has format 2, this version reads up to 1: open it with a newer version",
         ),
         (
             Error::Damaged { path: path(), message: "m".into() },

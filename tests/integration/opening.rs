@@ -100,9 +100,11 @@ async fn a_newer_format_is_refused_and_nothing_of_it_is_lost() {
     let run = durably.register(echo("job")).expect("registers").trigger(1).await.expect("triggers").id();
     durably.shutdown().await.expect("closes");
     set_format(&file.path(), 2);
+    let before = fs::read(file.path()).expect("reads");
     for _ in 0..2 {
         let refused = at_once().open(file.path()).await;
-        assert!(matches!(refused, Err(Error::NewerFormat { found: 2, supported: 1 })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::NewerFormat { found: 2, supported: 1, .. })), "{refused:?}");
+        assert!(fs::read(file.path()).expect("reads") == before, "the file was changed");
     }
     set_format(&file.path(), 1);
     run_of(&file.open_paused().await, run).await;

@@ -3,13 +3,14 @@
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run, `DURABLY_TEST_CASES` sets
 //! how many cases it has, and `DURABLY_TEST_TRACE` prints what happens in them.
 
+mod full_disk;
 mod holding;
 mod signals;
 mod suites;
 mod teeth;
 
 use suites::suite::{Plan, Suite, Until};
-use suites::{fuzz, kill9, model, overload, poison, shutdown, simulation};
+use suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, shutdown, simulation};
 
 fn seed() -> u64 {
     let seed = std::env::var("DURABLY_TEST_SEED").ok().map(|seed| seed.parse().expect("DURABLY_TEST_SEED is a number"));
@@ -81,4 +82,19 @@ fn nothing_that_comes_in_does_harm() {
 fn every_suite_has_a_name_of_its_own() {
     let names: std::collections::BTreeSet<_> = suites::ALL.iter().map(|suite| suite.name).collect();
     assert_eq!(names.len(), suites::ALL.len());
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_with_the_power() {
+    hold(&powerloss::SUITE);
+}
+
+#[test]
+fn p11_p12_every_answer_is_true_whatever_operation_fails() {
+    hold(&faults::SUITE);
+}
+
+#[test]
+fn p13_a_damaged_file_is_an_error_that_names_it() {
+    hold(&images::SUITE);
 }

@@ -3,7 +3,7 @@
 use durably::testing::Bug;
 
 use crate::suites::suite::{Plan, Suite, Until};
-use crate::suites::{fuzz, kill9, model, overload, poison, shutdown, simulation};
+use crate::suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, shutdown, simulation};
 
 /// A defect, the suite that finds it, and in how many cases.
 const TEETH: &[(Bug, &Suite, u64)] = &[
@@ -41,6 +41,18 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::ReplayByPosition, &model::SUITE, 1_000),
     (Bug::HandBackCountsCrash, &model::SUITE, 1_000),
     (Bug::DeepFieldsStored, &fuzz::SUITE, 5_000),
+    (Bug::CommitNotFlushed, &powerloss::SUITE, 4_000),
+    (Bug::JournalBeforeRows, &powerloss::SUITE, 2_000),
+    (Bug::TombstonesForgotten, &powerloss::SUITE, 2_000),
+    (Bug::BlobsKept, &powerloss::SUITE, 2_000),
+    (Bug::BlobFreedOnReplay, &powerloss::SUITE, 2_000),
+    (Bug::BlobNumberReused, &powerloss::SUITE, 2_000),
+    (Bug::SequenceReset, &powerloss::SUITE, 2_000),
+    (Bug::IdempotencyKept, &powerloss::SUITE, 2_000),
+    (Bug::CommitErrorIsNo, &faults::SUITE, 2_000),
+    (Bug::PagesKeptAfterFailedFlush, &faults::SUITE, 5_000),
+    (Bug::FormatIgnored, &images::SUITE, 1_000),
+    (Bug::JournalUnchecked, &images::SUITE, 2_000),
 ];
 
 #[test]

@@ -359,3 +359,34 @@ fn a_wait_whose_group_was_lost_is_one_wait() {
     world.store.send(Op::WaitOver(runs[0], runs[1]));
     world.ask(Op::Wait, (runs[1], runs[0])).expect("no circle");
 }
+
+#[test]
+fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
+    use crate::store::stage::Stage;
+    use crate::store::tables::Table;
+    let world = World::new();
+    world.register(&[("a", 9), ("b", 9)]);
+    let (done, pending) =
+        (world.trigger(new("1")).expect("triggers").run, world.trigger(new("2")).expect("triggers").run);
+    assert_eq!(world.complete(done, 1), Accepted::Recorded);
+    let clock = world.clock.clone();
+    let [live, _] = world.disk.images();
+    drop(world);
+    let disk = Disk::of(live, &clock);
+    let medium = crate::store::file::Medium::Custom(std::sync::Arc::new(disk.clone()));
+    let mut file = crate::store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
+    let mut stage = Stage::default();
+    stage.put(Table::Jobs, &b"b"[..], b"\x01rot".to_vec());
+    stage.put(Table::Tallies, &1u32.to_be_bytes()[..], b"\x01rot".to_vec());
+    file.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
+    drop(file);
+
+    let world = World::open(disk, &clock, |_| {});
+    let counts = world.ask(Op::Stats, ()).expect("counts").jobs;
+    let [completed, failed] = [RunStatus::Completed, RunStatus::Failed].map(|status| usize::from(status.to_byte()));
+    assert_eq!(counts.iter().map(|(_, counts)| (counts[completed], counts[failed])).collect::<Vec<_>>(), [(1, 0)]);
+    world.register(&[("a", 9), ("b", 9)]);
+    assert_eq!(world.starts(), [(pending, 2)]);
+    assert_eq!(world.runs().len(), 2);
+    assert_eq!(world.complete(pending, 2), Accepted::Recorded);
+}

@@ -190,6 +190,7 @@ impl Writer {
         }
         if let Some(key) = &record.idempotency_key
             && turn.holder(record.job, key)? == Some(run)
+            && !self.config.hooks.plants(Bug::IdempotencyKept)
         {
             turn.stage.delete(Table::Idempotency, keys::idempotency(record.job, key));
         }

@@ -163,6 +163,8 @@ struct Jobs {
     names: BTreeMap<JobNumber, Arc<str>>,
     /// Those whose code is here, with the most runs at a time.
     registered: BTreeMap<JobNumber, u32>,
+    /// No number up to this one is given out: some have lost their name to a row that can't be read.
+    nameless: JobNumber,
 }
 
 pub(crate) struct Writer {
@@ -359,7 +361,7 @@ impl Writer {
             }
             Failed::File(done, fault) => {
                 self.ride_out(outage, &fault, ops)?;
-                if self.disk.has_group(group) {
+                if self.disk.has_group(group) && !self.config.hooks.plants(Bug::CommitErrorIsNo) {
                     done.into_iter().for_each(|done| self.publish(*done));
                     self.rebuild_or_ride_out(outage, ops)?;
                     return ControlFlow::Break(());

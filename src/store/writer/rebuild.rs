@@ -3,7 +3,7 @@
 //! At open, runs that were leased crashed with the last process and become pending. After a reopening, the bodies that are
 //! alive keep their leases, and no crash is counted: the fault was ours.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use super::execution::body_of;
@@ -19,7 +19,7 @@ use crate::id::{IdSource, RunId};
 use crate::job::ErrorKind;
 use crate::run::RunStatus;
 use crate::store::tables::Table;
-use crate::store::view::Rows;
+use crate::store::view::{Direction, Rows};
 
 /// What a run's checkpoints add up to.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Writer {
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
-        self.read_names(&turn)?;
+        self.read_names(&mut turn)?;
         for (job, limit) in self.jobs.registered.clone() {
             self.tell_engine(&mut turn, EngineEvent::Registered { job, limit });
         }
@@ -65,25 +65,60 @@ impl Writer {
         Ok(())
     }
 
-    fn read_names(&mut self, turn: &Turn<'_>) -> Result<(), Fault> {
+    fn read_names(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let jobs = &mut self.jobs;
-        (jobs.names, jobs.numbers) = Default::default();
+        (jobs.names, jobs.numbers, jobs.nameless) = Default::default();
+        let mut unreadable = false;
         turn.rows().scan_prefix(Table::Jobs, &[], &mut |key, row| {
-            let (record, _) = codec::open::<JobRecord>(Table::Jobs, key, &row)?;
-            let name = std::str::from_utf8(key).map_err(|_| Corrupted::new(Table::Jobs, key, "not text"))?;
-            jobs.add(name.into(), record.number);
+            let name = std::str::from_utf8(key).map_err(|_| Corrupted::new(Table::Jobs, key, "not text"));
+            match name.and_then(|name| Ok((name, codec::open::<JobRecord>(Table::Jobs, key, &row)?.0))) {
+                Ok((name, record)) => jobs.add(name.into(), record.number),
+                Err(row) => {
+                    // The runs of that job wait without a name; those of others do not wait for them.
+                    tracing::error!(error = %row, "a job's name can't be read");
+                    unreadable = true;
+                }
+            }
             Ok(ControlFlow::Continue(()))
         })?;
+        if unreadable {
+            let last = turn.rows().first(Table::ByJob, (Bound::Unbounded, Bound::Unbounded), Direction::Backward)?;
+            let number = last.and_then(|(key, _)| Some(JobNumber::from_be_bytes(key.get(..4)?.try_into().ok()?)));
+            jobs.nameless = number.unwrap_or_default();
+        }
         // A registration that was lost with its commit is not registered; whoever asked for it is told or asks again.
         jobs.registered.retain(|job, _| jobs.names.contains_key(job));
         let tallies = &mut self.tallies;
         tallies.clear();
-        turn.rows().scan_prefix(Table::Tallies, &[], &mut |key, row| {
+        let counted = turn.rows().scan_prefix(Table::Tallies, &[], &mut |key, row| {
             let (tally, _) = codec::open::<TallyRecord>(Table::Tallies, key, &row)?;
             let job = key.try_into().map_err(|_| Corrupted::new(Table::Tallies, key, "not a job's number"))?;
             tallies.insert(JobNumber::from_be_bytes(job), tally);
             Ok(ControlFlow::Continue(()))
-        })
+        });
+        match counted {
+            Err(Fault::Corrupted(row)) => {
+                tracing::error!(error = %row, "ended runs are counted anew");
+                self.recount(turn)
+            }
+            counted => counted,
+        }
+    }
+
+    /// Counts what has ended by looking at it.
+    fn recount(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        self.tallies.clear();
+        for status in RunStatus::ALL.into_iter().filter(|status| status.is_terminal()) {
+            for key in turn.rows().keys(Table::ByStatus, &keys::by_status_prefix(status))? {
+                let Some(run) = keys::read_run(&key) else { continue };
+                match turn.load(run) {
+                    Ok(Some(loaded)) => self.tally(turn, loaded.record.job, status, 1),
+                    Ok(None) | Err(Fault::Corrupted(_)) => {}
+                    Err(fault) => return Err(fault),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bodies that live on keep their leases, with key and slot.

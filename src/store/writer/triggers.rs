@@ -66,7 +66,8 @@ impl Writer {
         if let Some(number) = self.jobs.numbers.get(name) {
             return *number;
         }
-        let number = self.jobs.names.last_key_value().map_or(1, |(last, _)| last + 1);
+        let last = self.jobs.names.last_key_value().map_or(0, |(last, _)| *last);
+        let number = last.max(self.jobs.nameless) + 1;
         let record = codec::seal(&JobRecord { number }, &[]);
         turn.stage.insert(Table::Jobs, name.as_bytes(), record);
         self.jobs.add(name.clone(), number);

@@ -133,7 +133,7 @@ impl Case<'_> {
             .shutdown_grace(Duration::from_millis(10))
             .cache_bytes(1 << 20)
             .paused(paused)
-            .folding(1 << self.random.u32(8..25), self.random.usize(1..50))
+            .fold_at(1 << self.random.u32(8..25), self.random.usize(1..50))
             .sleeping_by(move |pause| sleeping.pass(pause));
         if let Some(bug) = self.bug {
             builder = builder.plant(bug);

@@ -316,7 +316,7 @@ impl Life<'_> {
             .max_recoveries(self.settings.max_recoveries)
             .two_phase_commit(self.settings.two_phase)
             .cancel_grace(self.settings.cancel_grace)
-            .folding(self.settings.folding.0, self.settings.folding.1)
+            .fold_at(self.settings.folding.0, self.settings.folding.1)
             .keep_steps(StepRetention::WithRun)
             .cache_bytes(1 << 20)
             .sleeping_by(move |pause| sleeping.pass(pause));

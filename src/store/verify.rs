@@ -1,0 +1,481 @@
+//! Whether a file is sound: every page, every record, and every row that another one implies.
+//!
+//! Nothing is written, whatever the file needs: repairs happen in memory and go with the handle (see [`held`](super::held)).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::ReadableTable;
+use serde::de::DeserializeOwned;
+
+use super::disk::Disk;
+use super::file::{IntegrityCheck, Medium, OpenError, OpenOptions};
+use super::tables::{BLOBS, JOURNAL, META, Table, meta};
+use super::view::{Rows, View};
+use super::{Fault, Store, journal, steps};
+use crate::codec::records::{JobRecord, LineRecord, LogRecord, RunRecord, StateRecord, StepRecord, TallyRecord};
+use crate::codec::{self, BlobRef, keys};
+use crate::error::Error;
+use crate::id::RunId;
+use crate::run::RunStatus;
+use crate::time::SystemClock;
+
+/// Problems that are listed; more are counted only.
+const LISTED_MAX: usize = 1_000;
+
+/// What a file was found to hold, and what is wrong with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Runs in the file.
+    pub runs: u64,
+    /// Checkpoints in the file.
+    pub steps: u64,
+    /// Log lines in the file.
+    pub log_lines: u64,
+    /// Values that have a row of their own for their size.
+    pub blobs: u64,
+    /// What is wrong, at most 1,000 of it.
+    pub problems: Vec<Problem>,
+    /// How much is wrong, listed or not.
+    pub problem_count: u64,
+}
+
+impl Verification {
+    /// Nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problem_count == 0
+    }
+}
+
+/// A row that is wrong, or missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The table.
+    pub table: &'static str,
+    /// The key, in hex.
+    pub key: String,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {} of table {}: {}", self.key, self.table, self.what)
+    }
+}
+
+/// Reads a whole file that no runtime has open and says whether it is sound. Not a byte of it is changed, also where it was not
+/// closed cleanly: what opening it would repair is repaired in memory, and looked at in that form.
+///
+/// Checked are the checksums of all pages and records, that every record can be decoded, and that the tables agree: every run
+/// is in the indexes that it belongs in, and every row of an index, every checkpoint, log line, key and large value belongs to
+/// a run that says so too. Takes the time that reading the file takes, and blocks no async thread.
+///
+/// ```
+/// # async fn example() -> Result<(), durably::Error> {
+/// let found = durably::verify("backup.redb").await?;
+/// for problem in &found.problems {
+///     eprintln!("{problem}");
+/// }
+/// assert!(found.is_sound());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::Damaged`] and [`Error::Corrupted`] where the file can't be read to its end, [`Error::AlreadyOpen`],
+/// [`Error::NotADatabase`], [`Error::NewerFormat`], [`Error::Open`].
+///
+/// # Cancel safety
+/// Dropped, it reads on to the end and changes nothing.
+pub async fn verify(path: impl AsRef<Path>) -> Result<Verification, Error> {
+    let path = path.as_ref().to_owned();
+    tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+    tokio::task::spawn_blocking(move || medium(&Medium::File(path))).await.map_err(|_| Error::ShutDown)?
+}
+
+/// As [`verify`], wherever it is.
+pub(crate) fn medium(medium: &Medium) -> Result<Verification, Error> {
+    Ok(of_file(medium)?)
+}
+
+pub(super) fn of_file(medium: &Medium) -> Result<Verification, Fault> {
+    let options = OpenOptions {
+        cache_bytes: 8 << 20,
+        check_integrity: IntegrityCheck::Always,
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let looked = catch_unwind(AssertUnwindSafe(|| {
+        let disk = Disk::open(medium.clone(), options, Arc::new(SystemClock::default()), false)?;
+        audit(&disk.shared().clone().view()?)
+    }));
+    looked.unwrap_or_else(|_| {
+        let message = "the storage engine panicked".to_owned();
+        Err(OpenError::Damaged { path: medium.name().to_path_buf(), message }.into())
+    })
+}
+
+impl Store {
+    /// What [`verify`] finds, as of now.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn audit(&self) -> Result<Verification, Error> {
+        self.read(audit).await
+    }
+}
+
+/// What other rows have to agree with, of each run.
+struct Known {
+    job: u32,
+    status: RunStatus,
+}
+
+struct Audit<'v, 'a> {
+    view: &'v View<'a>,
+    found: Verification,
+    jobs: BTreeSet<u32>,
+    tallies: BTreeMap<u32, TallyRecord>,
+    /// Blobs that rows refer to.
+    blobs: BTreeSet<u64>,
+}
+
+pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
+    let mut audit = Audit {
+        view,
+        found: Verification::default(),
+        jobs: BTreeSet::new(),
+        tallies: BTreeMap::new(),
+        blobs: BTreeSet::new(),
+    };
+    audit.jobs()?;
+    audit.runs()?;
+    audit.parts()?;
+    audit.steps()?;
+    audit.indexes()?;
+    audit.counts()?;
+    audit.stored_once()?;
+    Ok(audit.found)
+}
+
+impl Audit<'_, '_> {
+    fn problem(&mut self, table: &'static str, key: &[u8], what: &'static str) {
+        self.found.problem_count += 1;
+        if self.found.problems.len() < LISTED_MAX {
+            self.found.problems.push(Problem { table, key: keys::show(key), what });
+        }
+    }
+
+    /// Visits every row of a table; one whose value can't be found is a problem and is passed over.
+    fn each(
+        &mut self,
+        table: Table,
+        mut visit: impl FnMut(&mut Self, &[u8], Bytes) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let view = self.view;
+        view.stored(table, &mut |key, value| {
+            if let Some(blob) = BlobRef::of(&value)
+                && !self.blobs.insert(blob.id)
+            {
+                self.problem(table.name(), key, "its blob belongs to another row too");
+            }
+            match view.resolved(table, key, value) {
+                Ok(value) => visit(self, key, value)?,
+                Err(Fault::Corrupted(row)) => self.problem(table.name(), key, row.reason),
+                Err(fault) => return Err(fault),
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn decoded<H: DeserializeOwned>(&mut self, table: Table, key: &[u8], value: &Bytes) -> Option<H> {
+        match codec::open::<H>(table, key, value) {
+            Ok((header, _)) => Some(header),
+            Err(row) => {
+                self.problem(table.name(), key, row.reason);
+                None
+            }
+        }
+    }
+
+    fn has(&mut self, table: Table, key: &[u8], what: &'static str) -> Result<(), Fault> {
+        // A value that can't be read is found where its table is read.
+        match self.view.get(table, key) {
+            Ok(Some(_)) | Err(Fault::Corrupted(_)) => {}
+            Ok(None) => self.problem(table.name(), key, what),
+            Err(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    /// A run as other rows see it. `None` if there is none; one that can't be read is nobody else's problem.
+    fn known(&self, run: RunId) -> Result<Option<Result<Known, ()>>, Fault> {
+        let unreadable_is_known = |fault| match fault {
+            Fault::Corrupted(_) => Ok(Some(Err(()))),
+            fault => Err(fault),
+        };
+        let key = run.as_bytes();
+        let row = match self.view.get(Table::Runs, key) {
+            Ok(Some(row)) => row,
+            Ok(None) => return Ok(None),
+            Err(fault) => return unreadable_is_known(fault),
+        };
+        let state = match self.view.get(Table::States, key) {
+            Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).map(|(state, _)| state),
+            Ok(None) => Ok(StateRecord::default()),
+            Err(fault) => return unreadable_is_known(fault),
+        };
+        let record = codec::open::<RunRecord>(Table::Runs, key, &row);
+        let (Ok((record, _)), Ok(state)) = (record, state) else { return Ok(Some(Err(()))) };
+        let status = RunStatus::from_byte(state.status);
+        Ok(Some(status.map(|status| Known { job: record.job, status }).ok_or(())))
+    }
+
+    fn jobs(&mut self) -> Result<(), Fault> {
+        self.each(Table::Jobs, |audit, key, row| {
+            if let Some(JobRecord { number }) = audit.decoded(Table::Jobs, key, &row)
+                && !audit.jobs.insert(number)
+            {
+                audit.problem("jobs", key, "another job has its number");
+            }
+            Ok(())
+        })
+    }
+
+    fn runs(&mut self) -> Result<(), Fault> {
+        self.each(Table::Runs, |audit, key, row| {
+            audit.found.runs += 1;
+            let Some(run) = RunId::from_slice(key) else {
+                audit.problem("runs", key, "not a run id");
+                return Ok(());
+            };
+            let Some(record) = audit.decoded::<RunRecord>(Table::Runs, key, &row) else { return Ok(()) };
+            if !audit.jobs.contains(&record.job) {
+                audit.problem("runs", key, "its job has no name");
+            }
+            audit.has(Table::ByJob, &keys::by_job(record.job, run), "a run is not in it")?;
+            for (label, value) in &record.labels {
+                audit.has(Table::ByLabel, &keys::by_label(label, value, run), "a run is not in it")?;
+            }
+            let state = match audit.view.get(Table::States, key) {
+                Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).ok().map(|(state, _)| state),
+                Ok(None) => Some(StateRecord::default()),
+                Err(Fault::Corrupted(_)) => None,
+                Err(fault) => return Err(fault),
+            };
+            let Some(state) = state else { return Ok(()) };
+            let Some(status) = RunStatus::from_byte(state.status) else {
+                audit.problem("states", key, "unknown status");
+                return Ok(());
+            };
+            audit.has(Table::ByStatus, &keys::by_status(status, run), "a run is not in it")?;
+            match state.completed_at {
+                Some(at) => audit.has(Table::Ended, &keys::ended(at, run), "a run is not in it")?,
+                None if status.is_terminal() => audit.problem("states", key, "ended at no time"),
+                None => {}
+            }
+            if status == RunStatus::Completed {
+                audit.has(Table::Outputs, key, "a completed run is not in it")?;
+            }
+            let tally = audit.tallies.entry(record.job).or_default();
+            match status {
+                RunStatus::Completed => tally.completed += 1,
+                RunStatus::Failed => tally.failed += 1,
+                RunStatus::Cancelled => tally.cancelled += 1,
+                RunStatus::Pending | RunStatus::Leased | RunStatus::Suspended => {}
+            }
+            Ok(())
+        })
+    }
+
+    /// What belongs to a run.
+    fn parts(&mut self) -> Result<(), Fault> {
+        for table in [Table::States, Table::Outputs, Table::Logs] {
+            let mut last = None;
+            self.each(table, |audit, key, row| {
+                let owner = match table {
+                    Table::Logs => keys::read_step(key).map(|(run, _)| run),
+                    _ => RunId::from_slice(key),
+                };
+                let Some(run) = owner else {
+                    audit.problem(table.name(), key, "not of a run");
+                    return Ok(());
+                };
+                if last != Some(run) {
+                    last = Some(run);
+                    if audit.known(run)?.is_none() {
+                        audit.problem(table.name(), key, "its run is missing");
+                    }
+                }
+                match table {
+                    Table::States => drop(audit.decoded::<StateRecord>(table, key, &row)),
+                    Table::Outputs => drop(audit.decoded::<()>(table, key, &row)),
+                    _ => {
+                        audit.found.log_lines += 1;
+                        drop(audit.decoded::<LogRecord>(table, key, &row));
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checkpoints: blocks in their table and lists in the tail, read as one.
+    fn steps(&mut self) -> Result<(), Fault> {
+        let view = self.view;
+        let mut runs: BTreeSet<RunId> = view.tail().steps_from(RunId::MIN).map(|(run, _)| run).collect();
+        view.stored(Table::Steps, &mut |key, _| {
+            match keys::read_step(key) {
+                Some((run, _)) => drop(runs.insert(run)),
+                None => self.problem("steps", key, "not of a run"),
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for run in runs {
+            let mut count = 0;
+            let read = view.steps(run, &mut |index, record| {
+                count += 1;
+                drop(self.decoded::<StepRecord>(Table::Steps, &keys::of_run(run, index), &record));
+                Ok(ControlFlow::Continue(()))
+            });
+            match read {
+                // The rest of the run's can't be told apart from what is wrong.
+                Err(Fault::Corrupted(row)) => {
+                    self.found.problem_count += 1;
+                    self.found.problems.push(Problem { table: row.table, key: row.key, what: row.reason });
+                }
+                read => read?,
+            }
+            if count > 0 && self.known(run)?.is_none() {
+                self.problem("steps", run.as_bytes(), "its run is missing");
+            }
+            self.found.steps += count;
+        }
+        Ok(())
+    }
+
+    /// Rows that lead to a run.
+    fn indexes(&mut self) -> Result<(), Fault> {
+        for table in [Table::ByStatus, Table::ByJob, Table::ByLabel, Table::Ended] {
+            self.each(table, |audit, key, row| {
+                let Some(run) = keys::read_run(key) else {
+                    audit.problem(table.name(), key, "not of a run");
+                    return Ok(());
+                };
+                let known = match audit.known(run)? {
+                    Some(Ok(known)) => known,
+                    Some(Err(())) => return Ok(()),
+                    None => {
+                        audit.problem(table.name(), key, "its run is missing");
+                        return Ok(());
+                    }
+                };
+                let agrees = match table {
+                    Table::ByStatus => *key == *keys::by_status(known.status, run),
+                    Table::ByJob => *key == *keys::by_job(known.job, run),
+                    Table::Ended => known.status.is_terminal(),
+                    _ => true,
+                };
+                if !agrees {
+                    audit.problem(table.name(), key, "its run says otherwise");
+                } else if table == Table::ByStatus && known.status == RunStatus::Pending {
+                    drop(audit.decoded::<LineRecord>(table, key, &row));
+                }
+                Ok(())
+            })?;
+        }
+        self.each(Table::Idempotency, |audit, key, row| {
+            let Some(run) = RunId::from_slice(&row) else {
+                audit.problem("idempotency", key, "not a run id");
+                return Ok(());
+            };
+            let record = match audit.view.get(Table::Runs, run.as_bytes()) {
+                Ok(Some(row)) => codec::open::<RunRecord>(Table::Runs, run.as_bytes(), &row).ok(),
+                Ok(None) => {
+                    audit.problem("idempotency", key, "its run is missing");
+                    None
+                }
+                Err(Fault::Corrupted(_)) => None,
+                Err(fault) => return Err(fault),
+            };
+            if let Some((record, _)) = record
+                && record.idempotency_key.is_none_or(|text| *keys::idempotency(record.job, &text) != *key)
+            {
+                audit.problem("idempotency", key, "its run has another key");
+            }
+            Ok(())
+        })
+    }
+
+    fn counts(&mut self) -> Result<(), Fault> {
+        let mut expected = std::mem::take(&mut self.tallies);
+        self.each(Table::Tallies, |audit, key, row| {
+            let Some(tally) = audit.decoded::<TallyRecord>(Table::Tallies, key, &row) else { return Ok(()) };
+            let job = key.try_into().map(u32::from_be_bytes).ok();
+            // Runs that can't be read are not counted, so only a file without such has something to compare.
+            if job.and_then(|job| expected.remove(&job)).unwrap_or_default() != tally && audit.found.is_sound() {
+                audit.problem("tallies", key, "the runs of the job are others");
+            }
+            Ok(())
+        })?;
+        for (job, tally) in expected {
+            if tally != TallyRecord::default() && self.found.is_sound() {
+                self.problem("tallies", &job.to_be_bytes(), "row is missing");
+            }
+        }
+        Ok(())
+    }
+
+    /// The journal without gaps; every blob referred to, by a row or by one that a fold has yet to replace.
+    fn stored_once(&mut self) -> Result<(), Fault> {
+        let snapshot = self.view.snapshot()?;
+        let mut last = None;
+        for piece in snapshot.open_table(JOURNAL)?.iter()? {
+            let group = journal::group_of(piece?.0.value());
+            if last.is_some_and(|last| group > last + 1) {
+                self.problem("journal", &group.to_be_bytes(), "the group before it is missing");
+            }
+            last = Some(group);
+        }
+        let mut referred = std::mem::take(&mut self.blobs);
+        let tail = self.view.tail();
+        referred.extend(tail.orphans(u64::MAX));
+        for table in Table::ALL {
+            let raw = snapshot.open_table(table.definition())?;
+            // Rows that the tail stands over count while they are there.
+            for key in tail.layer(table).keys() {
+                referred.extend(raw.get(&key[..])?.and_then(|row| BlobRef::of(row.value())).map(|blob| blob.id));
+            }
+        }
+        for row in snapshot.open_table(Table::Steps.definition())?.iter()? {
+            let (key, block) = row?;
+            // One that can't be read was found where steps are read.
+            let block = steps::read_block(key.value(), &Bytes::copy_from_slice(block.value())).unwrap_or_default();
+            referred.extend(block.iter().filter_map(|(_, record)| BlobRef::of(record)).map(|blob| blob.id));
+        }
+        for (_, steps) in tail.steps_from(RunId::MIN) {
+            let values = steps.slots().iter().filter_map(|slot| slot.value.as_deref());
+            referred.extend(values.filter_map(BlobRef::of).map(|blob| blob.id));
+        }
+        let numbered = snapshot.open_table(META)?.get(meta::BLOB)?.map_or(0, |row| row.value());
+        let numbered = referred.last().map_or(numbered, |last| numbered.max(last + 1));
+        for row in snapshot.open_table(BLOBS)?.iter()? {
+            let blob = row?.0.value();
+            self.found.blobs += 1;
+            if !referred.contains(&blob) {
+                self.problem("blobs", &blob.to_be_bytes(), "nothing refers to it");
+            }
+            if blob >= numbered {
+                self.problem("blobs", &blob.to_be_bytes(), "its number may be given out again");
+            }
+        }
+        Ok(())
+    }
+}

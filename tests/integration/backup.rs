@@ -1,0 +1,145 @@
+//! Copies while work goes on, and what a file is found to be.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use durably::{Durably, Error, Job, RunFilter, RunStatus, Step};
+
+use crate::support::*;
+
+fn counting() -> Job<u64, u64> {
+    Job::new("count", |step: Step, n: u64| async move {
+        for at in 0..3u64 {
+            step.run(("s", at), || async { Ok(n * 10 + at) }).await?;
+        }
+        Ok(n)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p25_a_backup_under_load_restores_to_a_prefix_of_history() {
+    let file = TempFile::new();
+    let durably = Durably::open(file.path()).await.expect("opens");
+    let job = durably.register(counting()).expect("registers");
+    let stop = durably::CancellationToken::new();
+    let (acked, mut known) = tokio::sync::watch::channel(0u64);
+    let load = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let mut n = 0;
+            while !stop.is_cancelled() {
+                n += 1;
+                // Large ones too, which have rows of their own.
+                let label = "x".repeat(200);
+                job.trigger(n).label("pad", label).idempotency_key(format!("k{n}")).await.expect("triggers");
+                acked.send_replace(n);
+            }
+        }
+    });
+    for round in 0..8 {
+        let floor = *known.wait_for(|n| *n > round * 3).await.expect("load goes on");
+        let copy = file.beside(&format!("copy-{round}"));
+        let found = durably.backup(&copy).await.expect("is copied");
+        assert!(found.is_sound(), "{:?}", found.problems);
+        let again = durably::verify(&copy).await.expect("reads");
+        assert_eq!(again, found);
+
+        let restored = Durably::builder().paused(true).open(&copy).await.expect("opens");
+        let mut runs = Vec::new();
+        let mut filter = RunFilter::new().limit(1_000);
+        loop {
+            let page = restored.get_runs(filter.clone()).await.expect("reads");
+            let Some(last) = page.last() else { break };
+            filter = RunFilter::new().limit(1_000).after(last.id);
+            runs.extend(page);
+        }
+        // All up to one, and none after it: ids are in the order of commits.
+        let inputs: Vec<u64> = runs.iter().rev().filter_map(|run| run.input.as_ref()?.as_u64()).collect();
+        assert_eq!(inputs, (1..=inputs.len() as u64).collect::<Vec<_>>());
+        assert!(inputs.len() as u64 >= floor, "{} runs, and {floor} were acknowledged before", inputs.len());
+        for run in runs.iter().filter(|run| run.status == RunStatus::Completed) {
+            assert_eq!(restored.get_steps(run.id).await.expect("reads").len(), 3);
+        }
+        restored.shutdown().await.expect("closes");
+    }
+    stop.cancel();
+    load.await.expect("load ends");
+    durably.shutdown().await.expect("closes");
+}
+
+#[tokio::test]
+async fn a_backup_replaces_nothing() {
+    let file = TempFile::new();
+    let durably = file.open_paused().await;
+    let taken = file.beside("taken");
+    fs::write(&taken, b"precious").expect("writes");
+    for path in [taken.clone(), file.path()] {
+        let refused = durably.backup(&path).await;
+        let is_taken =
+            |error: &Error| matches!(error, Error::Open { source, .. } if source.kind() == ErrorKind::AlreadyExists);
+        assert!(refused.as_ref().is_err_and(is_taken), "{refused:?}");
+    }
+    assert_eq!(fs::read(&taken).expect("reads"), b"precious");
+    let nowhere = durably.backup(file.beside("no/such/directory")).await;
+    assert!(matches!(nowhere, Err(Error::Open { .. })), "{nowhere:?}");
+}
+
+#[tokio::test]
+async fn a_backup_that_is_dropped_leaves_nothing_or_a_whole_copy() {
+    let file = TempFile::new();
+    let durably = file.open_paused().await;
+    let job = durably.register(counting()).expect("registers");
+    job.batch_trigger(1..500u64).await.expect("triggers");
+    for micros in [0, 50, 500, 5_000, 20_000] {
+        let copy = file.beside(&format!("copy-{micros}"));
+        drop(tokio::time::timeout(Duration::from_micros(micros), durably.backup(&copy)).await);
+        // A copy made after it is whole, whatever became of the first.
+        let whole = file.beside(&format!("whole-{micros}"));
+        durably.backup(&whole).await.expect("is copied");
+        if copy.exists() {
+            assert!(durably::verify(&copy).await.expect("reads").is_sound());
+        }
+    }
+}
+
+#[tokio::test]
+async fn verifying_reads_a_file_and_changes_no_byte_of_it() {
+    let file = TempFile::new();
+    let missing = durably::verify(file.path()).await;
+    assert!(matches!(&missing, Err(Error::Open { source, .. }) if source.kind() == ErrorKind::NotFound), "{missing:?}");
+    assert!(!file.path().exists(), "nothing is created");
+
+    let durably = file.open_paused().await;
+    let job = durably.register(counting()).expect("registers");
+    job.batch_trigger(1..20u64).await.expect("triggers");
+    assert!(matches!(durably::verify(file.path()).await, Err(Error::AlreadyOpen { .. })));
+    // As a kill leaves it: the journal is not folded, the file not closed.
+    let killed = file.beside("killed");
+    fs::copy(file.path(), &killed).expect("copies");
+    durably.shutdown().await.expect("closes");
+    for path in [killed, file.path()] {
+        let before = fs::read(&path).expect("reads");
+        let found = durably::verify(&path).await.expect("reads");
+        assert!(found.is_sound() && found.runs == 19, "{found:?}");
+        assert!(fs::read(&path).expect("reads") == before, "{} was changed", path.display());
+    }
+}
+
+#[tokio::test]
+async fn verifying_names_table_and_key_of_what_is_wrong() {
+    let file = TempFile::new();
+    let durably = file.open_paused().await;
+    durably.register(counting()).expect("registers").trigger(1).await.expect("triggers");
+    durably.shutdown().await.expect("closes");
+    let table: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("by_job");
+    let db = redb::Database::open(file.path()).expect("opens");
+    let txn = db.begin_write().expect("begins");
+    txn.open_table(table).expect("opens").retain(|_, _| false).expect("removes");
+    txn.commit().expect("commits");
+    drop(db);
+    let found = durably::verify(file.path()).await.expect("reads");
+    assert!(!found.is_sound());
+    assert_eq!((found.problem_count, found.problems[0].table), (1, "by_job"));
+    assert!(found.problems[0].key.starts_with("00000001"), "{}", found.problems[0]);
+}
