@@ -98,3 +98,11 @@ pub fn quietly<T>(act: impl FnOnce() -> T) -> T {
     });
     act()
 }
+
+/// A panic of the suite's own is a violation like another: what it expects was promised.
+pub fn caught<T>(act: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+    })
+}
