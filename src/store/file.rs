@@ -24,7 +24,6 @@ use rustix::fs::OFlags;
 
 use super::Fault;
 use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory};
-use super::filling::Filling;
 use super::held::Held;
 use crate::hooks::{Bug, Failpoint, Hooks};
 
@@ -244,7 +243,7 @@ fn open_existing(path: &Path, options: &OpenOptions, accept: Accept<'_>) -> Resu
     let backend: Arc<dyn StorageBackend> =
         Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
     let found = lock_and_inspect(&*backend, path, Absent::IsAnError)?;
-    let opened = start(Arc::new(Filling::new(backend)), path, options, found, accept)?;
+    let opened = start(backend, path, options, found, accept)?;
     options.hooks.pass(Failpoint::Opened);
     if options.read_only {
         return Ok(Some(opened));

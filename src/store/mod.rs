@@ -13,7 +13,6 @@ mod backup;
 mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
-mod filling;
 mod fold;
 mod held;
 mod host;
