@@ -34,12 +34,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redb", &["store/", "testing.rs"]),
     ("rustix", &["store/"]),
     ("std::fs", &["store/"]),
-    ("std::thread", &["store/", "step/blocking.rs"]),
+    ("std::thread", &["hooks.rs", "store/", "step/blocking.rs"]),
     ("ractor", &["actor/", "durably/mod.rs"]),
     ("bincode", &["codec/"]),
-    ("fastrand", &["id.rs"]),
+    ("fastrand", &["id.rs", "testing/"]),
     ("jsonschema", &["job/schema.rs"]),
-    ("schemars", &["job/"]),
+    ("schemars", &["job/", "testing/"]),
 ];
 
 /// What the engine, having no I/O, clock, randomness or async in it, does not name.
