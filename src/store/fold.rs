@@ -248,8 +248,8 @@ impl Slice {
 
     /// The slice is committed: the tail forgets what it did. Gives where the round stands now.
     pub(crate) fn committed(self, tail: &mut Tail) -> Round {
-        for (table, key, group) in &self.slots {
-            tail.folded(*table, key, *group);
+        for (table, key, group) in self.slots {
+            tail.folded(table, key, group);
         }
         for done in &self.steps {
             tail.folded_steps(done, self.next.upto);

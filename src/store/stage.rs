@@ -1,5 +1,6 @@
 //! The group being built: rows that the next commit will write.
 
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -50,15 +51,18 @@ impl Stage {
         let layer = &mut self.layers[table as usize];
         self.rows += 1;
         self.bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
-        if let Some(old) = layer.get_mut(&key) {
-            slot.fresh = old.fresh;
-            if slot.fresh && slot.value.is_none() {
-                layer.remove(&key);
-            } else {
-                *old = slot;
+        match layer.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(slot);
             }
-        } else {
-            layer.insert(key, slot);
+            Entry::Occupied(mut place) => {
+                slot.fresh = place.get().fresh;
+                if slot.fresh && slot.value.is_none() {
+                    place.remove();
+                } else {
+                    place.insert(slot);
+                }
+            }
         }
     }
 

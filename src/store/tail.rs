@@ -3,6 +3,7 @@
 //! Invariant: for every key, the newest of its records in the journal that is not folded stands here. So a row is read
 //! rightly by asking the tail first and the table second, whatever is being folded meanwhile.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -131,29 +132,36 @@ impl Tail {
                 continue;
             }
             let layer = &mut self.layers[entry.table as usize];
-            let mut fresh = entry.fresh;
-            if let Some(old) = layer.get(key) {
-                fresh = old.fresh;
-                if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
-                    self.orphans.push((old.group, blob.id));
+            let mut slot = Slot { group, value, fresh: entry.fresh };
+            match layer.entry(key.into()) {
+                Entry::Vacant(place) => {
+                    if slot.value.is_some() || !slot.fresh {
+                        place.insert(slot);
+                    }
                 }
-            }
-            if value.is_none() && fresh {
-                layer.remove(key);
-            } else {
-                layer.insert(key.into(), Slot { group, value, fresh });
+                Entry::Occupied(mut place) => {
+                    let old = place.get();
+                    slot.fresh = old.fresh;
+                    if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
+                        self.orphans.push((old.group, blob.id));
+                    }
+                    if slot.value.is_none() && slot.fresh {
+                        place.remove();
+                    } else {
+                        place.insert(slot);
+                    }
+                }
             }
         }
     }
 
     /// A slot was folded: the table has it now. One that was superseded meanwhile stays, and is fresh no more.
-    pub(crate) fn folded(&mut self, table: Table, key: &[u8], group: u64) {
-        let layer = &mut self.layers[table as usize];
-        if let Some(slot) = layer.get_mut(key) {
-            if slot.group == group {
-                layer.remove(key);
+    pub(crate) fn folded(&mut self, table: Table, key: Key, group: u64) {
+        if let Entry::Occupied(mut place) = self.layers[table as usize].entry(key) {
+            if place.get().group == group {
+                place.remove();
             } else {
-                slot.fresh = false;
+                place.get_mut().fresh = false;
             }
         }
     }
