@@ -76,8 +76,23 @@ impl PartialOrd for Key {
 
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> Ordering {
-        (**self).cmp(&**other)
+        match (&self.0, &other.0) {
+            // What follows a short key is zeros, so where the padded bytes differ the keys do, in the same order; and where they
+            // do not, one key is the other and zeros. As numbers they are compared without a call.
+            (Form::Short { length, bytes }, Form::Short { length: other_length, bytes: other }) => {
+                halves(bytes).cmp(&halves(other)).then(length.cmp(other_length))
+            }
+            _ => (**self).cmp(&**other),
+        }
     }
+}
+
+/// Two numbers that sort as the bytes do.
+fn halves(bytes: &[u8; SHORT]) -> (u128, u128) {
+    let (mut first, mut second) = ([0; 16], [0; 16]);
+    first.copy_from_slice(&bytes[..16]);
+    second[..SHORT - 16].copy_from_slice(&bytes[16..]);
+    (u128::from_be_bytes(first), u128::from_be_bytes(second))
 }
 
 impl Debug for Key {
@@ -183,6 +198,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn keys_sort_as_their_bytes_do(
+            // Few values, zero among them, and lengths on both sides of what is short.
+            a in proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(255)], 0..40),
+            b in proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(255)], 0..40),
+            shared in 0..40usize,
+        ) {
+            let mut b = b;
+            let shared = shared.min(a.len()).min(b.len());
+            b[..shared].copy_from_slice(&a[..shared]);
+            let (left, right) = (Key::from(&a[..]), Key::from(&b[..]));
+            prop_assert_eq!(left.cmp(&right), a.cmp(&b));
+            prop_assert_eq!(left == right, a == b);
+            prop_assert_eq!(&left[..], &a[..]);
+        }
+
         #[test]
         fn step_keys_sort_by_run_and_then_number(a: (u128, u32), b: (u128, u32)) {
             let key = |(id, n): (u128, u32)| of_run(RunId::numbered(id), n);
