@@ -102,6 +102,11 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
         let _entered = span.enter();
         loop {
             *state = match std::mem::replace(state, State::Never) {
+                State::Called(ticket, _) if ticket.execution.cancelled.is_cancelled() => {
+                    // Nothing may be recorded any more, and nothing recorded be gone on from.
+                    ticket.execution.stuck();
+                    State::Never
+                }
                 State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
                 State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
                 State::Tried(mut trying) => match trying.poll(cx) {
@@ -171,10 +176,6 @@ struct Try<'a, T> {
 impl<'a, T: Serialize + DeserializeOwned> Try<'a, T> {
     fn begin(ticket: Ticket, mut body: Body<'a, T>, timeout: Option<Duration>) -> State<'a, T> {
         let execution = &ticket.execution;
-        if execution.cancelled.is_cancelled() {
-            execution.stuck();
-            return State::Never;
-        }
         let (step, index) = (&ticket.key, ticket.index);
         execution.tell(|| EventKind::StepStarted { step: step.clone(), index });
         let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: 1 };

@@ -241,6 +241,33 @@ async fn p_canc_11_a_step_in_progress_may_finish_and_its_body_is_dropped_then() 
 }
 
 #[tokio::test]
+async fn p_canc_06_a_stored_step_is_not_given_to_a_cancelled_body_either() {
+    within(async {
+        let durably = Durably::builder().cancel_grace(FOREVER).in_memory().await.unwrap();
+        let (gate, began, went_on) = (Gate::new(), Count::default(), Count::default());
+        let shared = (gate.clone(), began.clone(), went_on.clone());
+        let job = job_with("job", shared, |step, _, (gate, began, went_on)| async move {
+            if began.up() > 1 {
+                gate.pass().await;
+            }
+            step.run("a", || async { Ok(()) }).await?;
+            went_on.up();
+            Err::<(), _>(durably::JobError::msg("not yet"))
+        });
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(0).await.unwrap();
+        assert_eq!(ended(&durably, run.id()).await.status, RunStatus::Failed);
+        durably.resume(run.id()).await.unwrap();
+        gate.reached().await;
+        run.cancel().await.unwrap();
+        gate.open();
+        durably.stop().await.unwrap();
+        assert_eq!((began.get(), went_on.get()), (2, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_body_that_watches_gets_its_grace_and_is_dropped_after_it() {
     within(async {
         let durably = Durably::builder().cancel_grace(Duration::from_millis(100)).in_memory().await.unwrap();

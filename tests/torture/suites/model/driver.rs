@@ -430,12 +430,8 @@ impl Case<'_> {
         match kind {
             Kind::Step | Kind::StepBegins => {
                 let begins = kind == Kind::StepBegins;
-                let unused = unused.into_iter().filter(|key| !(begins || body.ended) || !stored(key));
+                let unused = unused.into_iter().filter(|key| !begins || !stored(key));
                 let Some(key) = random.choice(unused.collect::<Vec<_>>()) else { return Ok(()) };
-                // What a cancelled body knows of its steps may be older than the run.
-                if body.ended && self.model.runs.get(&number).is_none_or(|run| run.generation != body.generation) {
-                    return Ok(());
-                }
                 let known = stored(key);
                 if begins {
                     self.bodies.tell(id, Command::Begin(key.to_owned()));
