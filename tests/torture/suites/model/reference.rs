@@ -63,7 +63,6 @@ pub struct Run {
 pub struct Body {
     pub job: usize,
     pub concurrency: Option<(String, u32)>,
-    pub generation: u64,
     /// It records nothing any more.
     pub ended: bool,
     pub checkpointed: bool,
@@ -289,7 +288,6 @@ impl Model {
         let body = Body {
             job: run.job,
             concurrency: run.concurrency.clone(),
-            generation: run.generation,
             ended: false,
             checkpointed: false,
             next_index: run.steps.values().map(|step| step.index + 1).max().unwrap_or(0),
