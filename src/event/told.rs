@@ -55,6 +55,8 @@ pub(crate) enum What {
         index: u32,
         duration: Duration,
         record: Bytes,
+        /// Its share of the journal's row, which is kept as long as any of its steps is told of.
+        held: usize,
     },
 }
 
@@ -75,7 +77,7 @@ impl Told {
         let (index, duration, record) = match &self.what {
             What::Kind(kind) => return EventKind::clone(kind),
             What::Checkpoint(told) => (told.index, told.duration, Bytes::copy_from_slice(&told.record)),
-            What::Recorded { index, duration, record } => (*index, *duration, record.clone()),
+            What::Recorded { index, duration, record, .. } => (*index, *duration, record.clone()),
         };
         match codec::open::<StepRecord>(Table::Steps, &keys::of_run(self.subject.run, index), &record) {
             Ok((StepRecord { key, error: None, .. }, output)) => {
@@ -101,7 +103,7 @@ impl Buffered for Told {
         let what = match &self.what {
             What::Kind(kind) => kind.bytes(),
             What::Checkpoint(step) => step.step.len() + step.record.len(),
-            What::Recorded { record, .. } => record.len(),
+            What::Recorded { held, .. } => *held,
         };
         what + self.subject.labels_bytes
     }
@@ -116,5 +118,23 @@ impl Buffered for Told {
             labels: self.subject.labels.clone(),
             kind: self.kind(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_step_counts_the_memory_that_it_keeps_and_not_only_its_own() {
+        let row = Bytes::from(vec![0; 1_000]);
+        let told = |held| Told {
+            sequence: 1,
+            committed: true,
+            timestamp: Timestamp::from_millis(0),
+            subject: Subject::new(RunId::MIN, "job".into(), Arc::default()),
+            what: What::Recorded { index: 0, duration: Duration::ZERO, record: row.slice(..10), held },
+        };
+        assert_eq!(told(500).bytes() + told(500).bytes(), row.len());
     }
 }

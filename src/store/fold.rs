@@ -1,9 +1,10 @@
 //! Folding: moving the journal's older records into their tables, in slices that ride on commits.
 //!
 //! A round takes every record up to a group. First the rows go into their tables in key order, a slice a commit, and the
-//! steps into their blocks; then the blobs that nothing refers to any more are freed; then the journal's rows are removed, oldest first. A crash between any
-//! two slices leaves journal rows whose records are in the tables already: replaying them writes the same again. A blob
-//! that only the journal refers to is freed before the row that does goes, since the replay of that row is what finds it.
+//! steps into their blocks; then the blobs that nothing refers to any more are freed; then the journal's rows are removed,
+//! oldest first. A crash between any two slices leaves journal rows whose records are in the tables already: replaying them
+//! writes the same again. A blob that only the journal refers to is freed before the row that does goes, since the replay of
+//! that row is what finds it.
 
 use std::ops::Bound;
 

@@ -2,8 +2,11 @@
 //!
 //! `version u8, crc32c u32, next sequence u64, last run id 16 bytes`, then records: `tag u8, key length u16, key`, and
 //! for a put `value length u32, value`. Numbers are little endian; the tag is the table, with [`DELETE`] set for a
-//! tombstone. On disk a row stands in *pieces*, ascending, which fill their pages: redb gives a value pages in powers of two, and
-//! writes what is not used too. A step's key is its run and index; the run alone, with a tombstone, stands for all of its steps. The checksum covers everything after itself. The group's number is in the keys of the pieces and is not repeated.
+//! tombstone. A step's key is its run and index; the run alone, with a tombstone, stands for all of its steps. The checksum
+//! covers everything after itself.
+//!
+//! On disk a row stands in *pieces*, ascending, which fill their pages: redb gives a value pages in powers of two, and writes what
+//! is not used too. The group's number is in the keys of the pieces and is not repeated.
 
 use std::ops::Range;
 

@@ -86,11 +86,6 @@ impl Stage {
         self.rows
     }
 
-    /// For every change of steps, whether it puts one.
-    pub(crate) fn puts_of_steps(&self) -> impl Iterator<Item = bool> {
-        self.steps.iter().map(|(_, change)| matches!(change, Change::Put(..)))
-    }
-
     /// What the group does to the steps of a run.
     pub(crate) fn steps_of(&self, run: RunId) -> impl Iterator<Item = &Change<Arc<[u8]>>> {
         self.steps.iter().filter(move |(of, _)| *of == run).map(|(_, change)| change)

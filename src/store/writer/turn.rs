@@ -72,14 +72,15 @@ impl Done {
 
     /// The group is on disk as this row: what its steps tell is told from there.
     pub(super) fn recorded(&mut self, row: &Row) {
-        let staged = self.stage.puts_of_steps();
-        let mut records = staged.zip(row.steps()).filter_map(|(is_put, value)| is_put.then_some(value));
+        let puts = row.steps().flatten().count();
+        let held = row.bytes.len() / puts.max(1);
+        let mut records = row.steps().flatten();
         for event in &mut self.events {
             if let What::Checkpoint(told) = &event.what
                 // One that is too large for a row of the journal stands there as a reference.
-                && let Some(record) = records.next().flatten().filter(|record| record[..] == told.record[..])
+                && let Some(record) = records.next().filter(|record| record[..] == told.record[..])
             {
-                event.what = What::Recorded { index: told.index, duration: told.duration, record };
+                event.what = What::Recorded { index: told.index, duration: told.duration, record, held };
             }
         }
     }
