@@ -929,14 +929,8 @@ impl Pair {
             }
             Act::Trigger { job, key } => {
                 let run = self.fresh();
-                self.queue(Queued {
-                    run,
-                    job,
-                    key: named(key),
-                    place: Place::new(false, run),
-                    generation: 0,
-                    crashes: 0,
-                });
+                let queued = Queued { run, job, key: named(key), place: Place::new(false, run), ..new(0) };
+                self.queue(queued);
             }
             Act::Replace { job, key } => {
                 let name = format!("k{key}");
@@ -951,7 +945,8 @@ impl Pair {
             }
             Act::Recover { job, key, crashes } => {
                 let run = self.fresh();
-                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), generation: 1, crashes });
+                let recovered = recovered(0, crashes);
+                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), ..recovered });
             }
             Act::Withdraw(n) => {
                 let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());

@@ -445,6 +445,8 @@ pub(super) fn new(input: &str) -> NewRun {
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
         retriggered_from: None,
+        parent: None,
+        not_before: None,
     }
 }
 

@@ -60,9 +60,7 @@ impl Writer {
                 Err(error) => return Ok(Err(error)),
             };
             count += 1;
-            if loaded.state.has_children {
-                count += self.cancel_children(turn, *run)?;
-            }
+            let has_children = self.bodies.get(run).map_or(loaded.state.has_children, |body| body.state.has_children);
             if let Some(body) = self.bodies.get(run).cloned() {
                 if self.config.hooks.plants(Bug::CancelInMemory) {
                     self.bodies.remove(run);
@@ -80,6 +78,10 @@ impl Writer {
             } else {
                 let mut state = loaded.state.clone();
                 self.end_pending(turn, *run, &loaded, &mut state)?;
+            }
+            // After its own end, so that theirs do not wake it.
+            if has_children {
+                count += self.cancel_children(turn, *run)?;
             }
         }
         Ok(Ok(count))
