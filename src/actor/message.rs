@@ -5,7 +5,7 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 use serde_json::Value;
 
-use crate::durably::{Health, Stats};
+use crate::durably::{ForkRequest, Health, Stats};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
@@ -66,6 +66,8 @@ pub enum SupervisorMsg {
     Retrigger(RunId, Reply<RunId>),
     /// Retrigger every run of a filter that can be; answers the new ones.
     RetriggerWhere(RunFilter, Reply<Vec<RunId>>),
+    /// Create a new run that begins with an old one's checkpoints.
+    Fork(ForkRequest, Reply<RunId>),
     /// Go on with a failed or cancelled run.
     Resume(RunId, Reply<()>),
     /// Resume every run of a filter that can be; answers how many.

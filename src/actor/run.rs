@@ -118,6 +118,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
     let Some(definition) = core.registry.get(&start.subject.job_name) else {
         return Err(Outcome::Blocked("no code for its job is registered".into()));
     };
+    execution.set_version(definition.version);
     let mut loaded = !start.replay;
     while !loaded {
         match core.store.replay(start.run).await {
@@ -139,7 +140,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
     let step = Step::new(execution.clone());
     let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _entered = current::enter(start.run, start.generation, None);
-        definition.start(step, &start.input)
+        definition.start(step, &start.input, start.version)
     }));
     match started {
         Ok(Ok(body)) => Ok((definition, body)),

@@ -164,6 +164,9 @@ impl Supervisor {
             SupervisorMsg::RetriggerWhere(filter, reply) => {
                 self.spawn(reply, async move { core.retrigger_where(filter).await });
             }
+            SupervisorMsg::Fork(request, reply) => {
+                self.spawn(reply, async move { Ok(core.fork(request).await?.run) });
+            }
             SupervisorMsg::Resume(run, reply) => {
                 self.spawn(reply, async move { core.resume(run, Vec::new()).await });
             }

@@ -5,6 +5,7 @@
 
 mod builder;
 mod core;
+mod fork;
 
 use std::fmt;
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 pub use self::builder::Builder;
 pub(crate) use self::core::Core;
+pub use self::fork::{ForkRequest, ForkRun};
 use crate::actor::message::SupervisorMsg;
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
@@ -190,6 +192,46 @@ impl Durably {
     /// Those of [`Durably::get_runs`] and [`Durably::retrigger`].
     pub async fn retrigger_where(&self, filter: RunFilter) -> Result<Vec<RunId>, Error> {
         self.core.retrigger_where(filter).await
+    }
+
+    /// A new run of the same job that begins with checkpoints of an old one, so that it goes on from there: from a step, with
+    /// another input, or with outputs that are given. Await the returned builder.
+    ///
+    /// The old run may be in any status, also executing, and is not touched; what is recorded of it as of the call counts. Taken
+    /// over are its input, concurrency key and labels, and its checkpoints: outputs, and failures that its body caught, but not
+    /// the one that ended it. What it waits for is not taken over (such a step begins anew), nor are the runs that it has
+    /// triggered: a step that has triggered one still gives that run, or its output. Checkpoints that were
+    /// [dropped at its end](crate::StepRetention) are not there to be taken over.
+    ///
+    /// The new run has its own id and [effect keys](crate::StepCx::effect_key), no idempotency key unless one is set, and
+    /// [`forked_from`](crate::Run::forked_from). It and its checkpoints are one commit.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # use serde_json::json;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let durably = Durably::in_memory().await?;
+    /// let order = durably.register(Job::new("order", |step: Step, item: String| async move {
+    ///     let price: u32 = step.run("price", || async { Ok(12) }).await?;
+    ///     step.run("invoice", || async { Ok(format!("{item}: {price}")) }).await
+    /// }))?;
+    /// let run = order.trigger("tea".into()).await?;
+    /// assert_eq!(run.output().await?, "tea: 12");
+    /// let fork = durably.fork(run.id()).from_step("invoice").with_output("price", json!(10)).await?;
+    /// assert_eq!(fork.output().await?, json!("tea: 10"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::StepNotFound`], [`Error::JobNotFound`], [`Error::InvalidInput`] if the registered code
+    /// does not take the input, [`Error::TooLarge`], [`Error::Overloaded`], [`Error::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// Dropped while it is awaited, the run may or may not be created. With an idempotency key, asking again is safe.
+    pub fn fork(&self, run: RunId) -> ForkRun {
+        ForkRun::new(self.core.clone(), run)
     }
 
     /// Goes on with a failed or cancelled run under its id, with its checkpoints, from the back of the line. Only the failure

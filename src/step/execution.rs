@@ -59,6 +59,8 @@ pub(crate) struct Execution {
     notes: Mutex<Notes>,
     verdict: Mutex<Option<Verdict>>,
     pub(crate) signals: Signals,
+    /// The version of the code.
+    version: AtomicU32,
     /// The body has ended: nothing of it may go on.
     over: AtomicBool,
     /// Held by whatever may still run code of this body.
@@ -159,6 +161,7 @@ impl Execution {
             notes: Mutex::default(),
             verdict: Mutex::default(),
             signals: Signals::default(),
+            version: AtomicU32::new(0),
             over: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
         })
@@ -221,6 +224,16 @@ impl Execution {
     /// Signals that have come so far.
     pub(super) fn signals_heard(&self) -> u64 {
         self.steps().signals
+    }
+
+    /// The version of the code, recorded with every step.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// Says which code executes.
+    pub(crate) fn set_version(&self, version: u32) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Timestamp {

@@ -266,6 +266,7 @@ impl<T: Serialize + DeserializeOwned> Outcome<T> {
         let header = StepRecordRef {
             key: &ticket.key,
             kind: StepKind::Run.to_byte(),
+            version: execution.version(),
             generation: execution.start.generation,
             started_at,
             completed_at: execution.now(),
@@ -327,6 +328,7 @@ pub(super) async fn record_failure<T>(
     let header = StepRecordRef {
         key: &ticket.key,
         kind: kind.to_byte(),
+        version: execution.version(),
         generation: execution.start.generation,
         started_at,
         completed_at: execution.now(),

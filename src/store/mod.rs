@@ -14,6 +14,7 @@ mod bulk;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;
+pub(crate) mod fork;
 mod held;
 pub(crate) mod host;
 mod inbox;

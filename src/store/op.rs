@@ -161,9 +161,24 @@ pub(crate) struct NewRun {
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) concurrency: Option<Concurrency>,
     pub(crate) labels: Vec<(String, String)>,
+    /// The version of the job's code.
+    pub(crate) version: u32,
     pub(crate) retriggered_from: Option<RunId>,
+    pub(crate) forked: Option<Box<Forked>>,
     pub(crate) parent: Option<Parent>,
     pub(crate) not_before: Option<Timestamp>,
+}
+
+/// The checkpoints that a run begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Forked {
+    pub(crate) from: RunId,
+    /// By index, sealed as they are to be stored.
+    pub(crate) steps: Vec<(u32, Arc<[u8]>)>,
+    /// Those among them that have an output, and one more than the highest index of these.
+    pub(crate) completed: u32,
+    pub(crate) step_index: u32,
+    pub(crate) bytes: usize,
 }
 
 /// The run whose step triggers a run.
@@ -177,7 +192,8 @@ pub(crate) struct Parent {
 impl NewRun {
     pub(crate) fn bytes(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
-        self.input.len() + labels + 256
+        let forked = self.forked.as_ref().map_or(0, |forked| forked.bytes + forked.steps.len() * 32);
+        self.input.len() + labels + forked + 256
     }
 }
 

@@ -81,8 +81,12 @@ impl Store {
     pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
         self.read(move |view| {
             let mut steps = Vec::new();
+            let unused = match view.get(Table::States, run.as_bytes())? {
+                Some(row) => codec::open::<StateRecord>(Table::States, run.as_bytes(), &row)?.0.unused,
+                None => Vec::new(),
+            };
             view.steps(run, &mut |index, row| {
-                steps.push(step_info(run, index, &row)?);
+                steps.push(step_info(run, index, &row, &unused)?);
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -210,12 +214,16 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         parent: record.parent,
         not_before: record.not_before,
         retriggered_from: record.retriggered_from,
+        forked_from: record.forked_from,
+        continued_from: record.continued_from,
+        continued_as: state.continued_as,
+        version: record.version,
         replaced_by: state.replaced_by,
         blocked: state.blocked,
     })
 }
 
-fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
+fn step_info(run: RunId, index: u32, row: &Bytes, unused: &[u32]) -> Result<StepInfo, Fault> {
     let key = &keys::of_run(run, index)[..];
     let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
     let kind = kind(&record, key)?;
@@ -229,6 +237,8 @@ fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
         name: record.key,
         index,
         kind,
+        version: record.version,
+        unused: unused.contains(&index),
         status,
         waiting_for: record.open.map(|open| WaitingFor { until: open.due, signal: open.signal, run: open.run }),
         output: if status == StepStatus::Completed { Some(json(Table::Steps, key, &output)?) } else { None },

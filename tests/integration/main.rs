@@ -11,6 +11,7 @@ mod definition;
 mod delete;
 mod errors;
 mod events;
+mod fork;
 mod idempotency;
 mod labels;
 mod limits;

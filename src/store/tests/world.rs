@@ -335,6 +335,7 @@ impl World {
         let header = StepRecordRef {
             key,
             kind: 0,
+            version: 0,
             generation,
             started_at: now,
             completed_at: now,
@@ -444,7 +445,9 @@ pub(super) fn new(input: &str) -> NewRun {
         idempotency: None,
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
+        version: 0,
         retriggered_from: None,
+        forked: None,
         parent: None,
         not_before: None,
     }

@@ -78,7 +78,8 @@ impl Writer {
             subject: subject.clone(),
             input,
             key: claim.key.clone(),
-            replay: !fresh,
+            replay: !fresh || record.forked_from.is_some(),
+            version: record.version,
         })));
         let job = record.job;
         let generation = claim.generation;

@@ -66,8 +66,10 @@ pub(crate) struct Start {
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
     pub(crate) key: Option<(KeyName, u32)>,
-    /// Whether the run has been leased before, so that it may have checkpoints.
+    /// Whether it may have checkpoints: it has been leased before, or has begun with those of another run.
     pub(crate) replay: bool,
+    /// The version of the job's code that the run was triggered with.
+    pub(crate) version: u32,
 }
 
 /// Whether the store works, and how far it is.

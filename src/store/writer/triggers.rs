@@ -15,7 +15,8 @@ use crate::event::{EventKind, Payload};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::store::op::{Idempotency, JobSpec, NewRun, Triggered};
+use crate::store::op::{Forked, Idempotency, JobSpec, NewRun, Triggered};
+use crate::store::steps::Change;
 use crate::store::tables::Table;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -267,6 +268,9 @@ impl Writer {
             labels: item.labels.clone(),
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
+            forked_from: item.forked.as_ref().map(|forked| forked.from),
+            continued_from: None,
+            version: item.version,
             parent: item.parent.map(|parent| parent.run),
             not_before: item.not_before.filter(|at| *at > turn.now),
             ticket,
@@ -295,6 +299,9 @@ impl Writer {
             turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
         }
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+        if let Some(forked) = &item.forked {
+            begin_with(turn, run, forked);
+        }
         if let Some(name) = self.jobs.names.get(&job).cloned() {
             let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
             turn.event(run, &name, &record, kind);
@@ -341,6 +348,21 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         holds: line.holds,
         not_before: line.not_before,
     }
+}
+
+/// The checkpoints that a forked run has from the start.
+fn begin_with(turn: &mut Turn<'_>, run: RunId, forked: &Forked) {
+    for (index, record) in &forked.steps {
+        turn.stage.change_steps(run, Change::Put(*index, record.clone()));
+    }
+    let state = StateRecord {
+        updated_at: Some(turn.now),
+        steps_completed: forked.completed,
+        step_index: forked.step_index,
+        steps_bytes: forked.bytes as u64,
+        ..StateRecord::default()
+    };
+    turn.put_state(run, &state, true);
 }
 
 /// Whether an idempotency key still stands for its run.
