@@ -112,7 +112,8 @@ pub(super) struct Ticket {
     pub(super) execution: Arc<Execution>,
     pub(super) key: Arc<str>,
     pub(super) index: u32,
-    pub(super) known: Option<Known>,
+    /// Boxed, since it is rarely there and the ticket is moved often.
+    pub(super) known: Option<Box<Known>>,
     /// What was handed to the writer, until it is known to be on disk.
     pub(super) handed: Option<Handed>,
     /// The step has given its outcome to the body: the key stays used.
@@ -197,6 +198,7 @@ impl Execution {
         };
         steps.in_use.insert(key.clone(), at);
         drop(steps);
+        let known = known.map(Box::new);
         Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false })
     }
 
@@ -319,7 +321,7 @@ impl Drop for Ticket {
         // What is stored, or on its way to the disk, is what a later call of this key gets.
         let known = match self.handed.take() {
             Some(handed) => Some(Known::Handed(self.index, handed)),
-            None => self.known.take(),
+            None => self.known.take().map(|known| *known),
         };
         match known {
             Some(known) => {

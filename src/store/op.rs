@@ -61,8 +61,9 @@ pub(crate) enum Op {
     Wait(Call<(RunId, RunId), ()>),
     WaitOver(RunId, RunId),
     Checkpoint(Call<Checkpoint, Accepted>),
-    End(Call<End, Accepted>),
-    Notes(Call<NotesOf, Accepted>),
+    // Boxed: an operation is moved five times on its way, and most are checkpoints.
+    End(Box<Call<End, Accepted>>),
+    Notes(Box<Call<NotesOf, Accepted>>),
     /// The body of that lease is really gone.
     Stopped(RunId, Generation),
     /// Start no new run, or go on; answered when it is in force.
@@ -78,6 +79,14 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    pub(crate) fn end(call: Call<End, Accepted>) -> Op {
+        Op::End(Box::new(call))
+    }
+
+    pub(crate) fn notes(call: Call<NotesOf, Accepted>) -> Op {
+        Op::Notes(Box::new(call))
+    }
+
     /// About what it adds to a commit.
     pub(crate) fn bytes(&self) -> usize {
         match self {
