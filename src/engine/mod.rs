@@ -92,6 +92,8 @@ pub(crate) struct Claim {
     /// What the count of crashes will be if this execution crashes.
     pub(crate) crashes: u32,
     pub(crate) key: Option<(KeyName, u32)>,
+    /// Nothing has been done to it since its trigger, so that it has no state.
+    pub(crate) untouched: bool,
 }
 
 /// Whether a write for a run may be recorded.
@@ -238,7 +240,7 @@ impl Engine {
             self.offer(&name.clone());
         }
         self.validate();
-        Some(Claim { run, generation, crashes, key: held })
+        Some(Claim { run, generation, crashes, key: held, untouched: past.is_none() })
     }
 
     /// Whether a lease may write.

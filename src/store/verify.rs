@@ -264,12 +264,12 @@ impl Audit<'_, '_> {
                 audit.has(Table::ByLabel, &keys::by_label(label, value, run), "a run is not in it")?;
             }
             let state = match audit.view.get(Table::States, key) {
-                Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).ok().map(|(state, _)| state),
-                Ok(None) => Some(StateRecord::default()),
+                Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).ok(),
+                Ok(None) => Some(Default::default()),
                 Err(Fault::Corrupted(_)) => None,
                 Err(fault) => return Err(fault),
             };
-            let Some(state) = state else { return Ok(()) };
+            let Some((state, output)) = state else { return Ok(()) };
             let Some(status) = RunStatus::from_byte(state.status) else {
                 audit.problem("states", key, "unknown status");
                 return Ok(());
@@ -280,7 +280,7 @@ impl Audit<'_, '_> {
                 None if status.is_terminal() => audit.problem("states", key, "ended at no time"),
                 None => {}
             }
-            if status == RunStatus::Completed {
+            if status == RunStatus::Completed && output.is_empty() {
                 audit.has(Table::Outputs, key, "a completed run is not in it")?;
             }
             let tally = audit.tallies.entry(record.job).or_default();
@@ -385,7 +385,7 @@ impl Audit<'_, '_> {
                 };
                 if !agrees {
                     audit.problem(table.name(), key, "its run says otherwise");
-                } else if table == Table::ByStatus && known.status == RunStatus::Pending {
+                } else if table == Table::ByStatus && matches!(known.status, RunStatus::Pending | RunStatus::Leased) {
                     drop(audit.decoded::<LineRecord>(table, key, &row));
                 }
                 Ok(())
