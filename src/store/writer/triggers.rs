@@ -288,6 +288,7 @@ impl Writer {
             front,
             ticket,
             blocked: false,
+            touched: false,
             holds: false,
             not_before: record.not_before,
         };
@@ -338,6 +339,7 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         place: Place::new(line.front, line.ticket.unwrap_or(run)),
         generation: line.generation,
         crashes: line.crashes,
+        touched: line.touched,
         holds: line.holds,
         not_before: line.not_before,
     }
