@@ -38,6 +38,8 @@ pub const UNACKED_CALLS_MAX: usize = 65_536;
 pub const EVENT_BUFFER_BYTES: usize = 16 << 20;
 /// An event's payload, bytes; a larger one is left out of the event.
 pub const EVENT_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Steps of a completed run that are reported as unused; more are only counted.
+pub const UNUSED_STEPS_MAX: usize = 1_000;
 /// Log lines that a run keeps; the oldest go first and are counted.
 pub const LOG_LINES_MAX: u32 = 10_000;
 /// Bytes of log lines that a run keeps; the oldest go first and are counted.

@@ -93,6 +93,9 @@ pub(crate) enum Event {
     Checkpointed { run: RunId },
     /// An executing run has its outcome: it writes no more. Key and slot stay held until its body has stopped.
     Ended { run: RunId },
+    /// An executing run has ended and another goes on for it. That one waits once the body has stopped, and takes over its key
+    /// without a gap.
+    Continued { run: RunId, next: Queued },
     /// The body of that lease is really gone.
     Stopped { run: RunId, generation: Generation },
     /// No run is started from here on, or again.
@@ -143,6 +146,8 @@ enum Next {
     Queue(Queued),
     /// It sleeps.
     Sleep(Sleeper),
+    /// Another run goes on for it.
+    Succeed(Queued),
 }
 
 /// What is known of a pending run beyond its place, for those that differ from a newly triggered one.
@@ -171,6 +176,8 @@ pub(crate) struct Engine {
     /// Runs in line that hold their key already.
     holding: BTreeMap<RunId, (KeyName, u32)>,
     executing: BTreeMap<RunId, Executing>,
+    /// Runs that go on for one whose body has not stopped yet: the new run, the old one.
+    successors: BTreeMap<RunId, RunId>,
     sleepers: Sleepers,
     probation: Probation,
     waits: BTreeMap<RunId, Vec<Awaited>>,
@@ -191,6 +198,7 @@ impl Engine {
             touched: BTreeSet::new(),
             holding: BTreeMap::new(),
             executing: BTreeMap::new(),
+            successors: BTreeMap::new(),
             sleepers: Sleepers::default(),
             probation: Probation::default(),
             waits: BTreeMap::new(),
@@ -228,6 +236,7 @@ impl Engine {
                     *waiter != run && !targets.is_empty()
                 });
             }
+            Event::Continued { run, next } => self.succeed(run, next),
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,
             Event::Tick => {
@@ -329,7 +338,7 @@ impl Engine {
     pub(crate) fn has_startable(&self) -> bool {
         !self.heads.is_empty()
             || self.lines.values().any(|line| line.registered && !line.ready.is_empty())
-            || self.executing.values().any(|executing| matches!(executing.next, Some(Next::Queue(_))))
+            || self.executing.values().any(|executing| matches!(executing.next, Some(Next::Queue(_) | Next::Succeed(_))))
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -343,7 +352,7 @@ impl Engine {
             for executing in self.executing.values().filter(|executing| executing.job == *job && executing.ended) {
                 counts[1] -= 1;
                 match executing.next {
-                    Some(Next::Queue(_)) => counts[0] += 1,
+                    Some(Next::Queue(_) | Next::Succeed(_)) => counts[0] += 1,
                     Some(Next::Sleep(_)) => counts[2] += 1,
                     None => {}
                 }
@@ -379,7 +388,7 @@ impl Engine {
     pub(crate) fn sleeper(&self, run: RunId) -> Option<&Sleeper> {
         match self.executing.get(&run).and_then(|executing| executing.next.as_ref()) {
             Some(Next::Sleep(sleeper)) => Some(sleeper),
-            Some(Next::Queue(_)) => None,
+            Some(Next::Queue(_) | Next::Succeed(_)) => None,
             None => self.sleepers.get(run),
         }
     }
@@ -422,7 +431,7 @@ impl Engine {
         if place.ticket != run {
             self.tickets.insert(place, run);
         }
-        if generation > 0 || place.ticket != run {
+        if generation > 0 || place != Place::new(false, run) {
             self.pasts.insert(run, Past { place, generation, crashes });
         }
         self.lines.entry(job).or_default().pending += 1;
@@ -442,7 +451,29 @@ impl Engine {
         }
     }
 
+    fn succeed(&mut self, run: RunId, next: Queued) {
+        // Whoever waits for the one waits for the other.
+        self.waits.remove(&run);
+        for target in self.waits.values_mut().flatten().filter(|target| target.run == run) {
+            target.run = next.run;
+        }
+        match self.executing.get_mut(&run) {
+            Some(executing) => {
+                executing.ended = true;
+                self.successors.insert(next.run, run);
+                executing.next = Some(Next::Succeed(next));
+            }
+            None => self.queue(next),
+        }
+    }
+
     fn withdraw(&mut self, run: RunId, job: JobNumber, key: Option<KeyName>) {
+        if let Some(old) = self.successors.remove(&run)
+            && let Some(executing) = self.executing.get_mut(&old)
+        {
+            executing.next = None;
+            return;
+        }
         if let Some(executing) = self.executing.get_mut(&run) {
             executing.next = None;
             return;
@@ -507,6 +538,15 @@ impl Engine {
         match executing.next {
             Some(Next::Sleep(sleeper)) => self.suspend(sleeper),
             Some(Next::Queue(queued)) if queued.holds => self.queue(queued),
+            Some(Next::Succeed(queued)) => {
+                self.successors.remove(&queued.run);
+                if let (Some(name), Some((_, limit))) = (&executing.key, &queued.key)
+                    && let Some(key) = self.keys.get_mut(name)
+                {
+                    key.hand_over(run, queued.run, *limit);
+                }
+                self.queue(queued);
+            }
             next => {
                 self.let_go(run, executing.key);
                 if let Some(Next::Queue(queued)) = next {
@@ -640,6 +680,10 @@ impl Engine {
         {
             let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(run, limit)));
             assert!(held, "{run} does not hold {name} any more");
+        }
+        for (new, old) in &self.successors {
+            let next = self.executing.get(old).and_then(|executing| executing.next.as_ref());
+            assert!(matches!(next, Some(Next::Succeed(next)) if next.run == *new), "{new} goes on for nobody");
         }
         for (run, executing) in &self.executing {
             if let Some(name) = &executing.key {

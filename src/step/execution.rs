@@ -30,6 +30,8 @@ pub(crate) enum Verdict {
     Fails(JobError),
     /// The run is pending again.
     HandedBack,
+    /// Another run with this input goes on for it.
+    Continues(serde_json::Value),
     /// The run has its outcome already.
     Over,
 }
@@ -105,6 +107,8 @@ struct Steps {
     parked: BTreeMap<u32, Parked>,
     /// Waiting steps that the writer has given an outcome; they may not have looked yet.
     decided: BTreeSet<u32>,
+    /// Steps on disk that were asked for and dropped.
+    dropped: BTreeSet<u32>,
     /// Signals that came during this execution.
     signals: u64,
     /// News of either sort.
@@ -220,6 +224,23 @@ impl Execution {
         }
         let names: BTreeSet<&str> = steps.parked.values().filter_map(|parked| parked.open.signal.as_deref()).collect();
         Some(Suspension { due, signals: names.into_iter().map(Into::into).collect(), heard: steps.heard })
+    }
+
+    /// Steps on disk that this execution has not asked for, by index.
+    pub(crate) fn unused(&self) -> Vec<(u32, String)> {
+        let steps = self.steps();
+        let mut unused: Vec<_> = steps
+            .known
+            .iter()
+            .filter_map(|(key, known)| match known {
+                Known::Replayed(index, ..) | Known::Waits(index, _) => Some((*index, key)),
+                Known::Handed(..) => None,
+            })
+            .filter(|(index, _)| !steps.dropped.contains(index))
+            .map(|(index, key)| (index, key.clone()))
+            .collect();
+        unused.sort_unstable();
+        unused
     }
 
     /// Signals that have come so far.
@@ -479,6 +500,9 @@ impl Drop for Ticket {
         };
         match known {
             Some(known) => {
+                if let Known::Replayed(index, ..) | Known::Waits(index, _) = &known {
+                    steps.dropped.insert(*index);
+                }
                 steps.known.insert(self.key.to_string(), known);
             }
             None => steps.count -= 1,

@@ -107,6 +107,7 @@ impl Op {
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
+                Outcome::Continued(next) => next.input.len() + 1_024,
                 _ => 512,
             },
             _ => 128,
@@ -342,11 +343,15 @@ pub(crate) struct End {
     pub(crate) stopped: bool,
     pub(crate) duration: Duration,
     pub(crate) notes: Notes,
+    /// Steps on disk that the body did not ask for, where it completed.
+    pub(crate) unused: Vec<(u32, String)>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Completed(Bytes),
+    /// Another run goes on for it.
+    Continued(Box<Continuation>),
     Failed(ErrorRecord),
     /// Pending again, first in line, nothing counted: a shutdown, or a fault of ours.
     HandedBack,
@@ -354,6 +359,14 @@ pub(crate) enum Outcome {
     Suspended(Suspension),
     /// Pending and not in line: the registered code can't decode the stored input.
     Blocked(String),
+}
+
+/// What a run that goes on for another begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Continuation {
+    pub(crate) input: Bytes,
+    /// The version of the job's code.
+    pub(crate) version: u32,
 }
 
 /// What wakes a suspended run, besides the runs that it waits for.

@@ -7,6 +7,7 @@ mod cancel;
 mod children;
 mod coalesce;
 mod concurrency;
+mod continue_as_new;
 mod definition;
 mod delete;
 mod errors;

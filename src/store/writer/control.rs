@@ -249,6 +249,8 @@ impl Writer {
             // One that can't be read must not keep the others from going.
             if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
                 && (loaded.record.idempotency_ttl_ms.is_none()
+                    // Its key has gone on with its successor.
+                    || loaded.state.continued_as.is_some()
                     || expired(&loaded.record, turn.now)
                     || self.config.hooks.plants(Bug::PurgeIgnoresTtl))
             {
@@ -267,6 +269,7 @@ impl Writer {
         }
         let awaited = Awaited {
             run,
+            asked: run,
             job: loaded.record.job,
             key: loaded.record.concurrency_key.clone(),
             key_limit: loaded.record.key_limit,

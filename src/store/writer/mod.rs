@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod continuing;
 mod control;
 mod execution;
 mod outage;
@@ -592,6 +593,7 @@ impl Writer {
                 stopped: false,
                 duration: Duration::ZERO,
                 notes: Notes::default(),
+                unused: Vec::new(),
             };
             Op::end(Call::new(end, Admitted::default()).0)
         });

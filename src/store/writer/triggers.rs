@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::turn::{Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{JobRecord, LineRecord, RunRecord, StateRecord};
@@ -304,14 +306,6 @@ impl Writer {
             not_before: item.not_before.filter(|at| *at > turn.now),
             ticket,
         };
-        turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
-        turn.stage.insert(Table::ByJob, keys::by_job(job, run), Vec::new());
-        for (key, value) in &item.labels {
-            turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
-        }
-        if let Some(idempotency) = &item.idempotency {
-            turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
-        }
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
         let line = LineRecord {
             job,
@@ -328,15 +322,34 @@ impl Writer {
         if let Some(parent) = item.parent {
             turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
         }
-        turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
+        self.write_run(turn, run, &record, &item.input, &line);
         if let Some(forked) = &item.forked {
             begin_with(turn, run, forked);
         }
-        if let Some(name) = self.jobs.names.get(&job).cloned() {
-            let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
-            turn.event(run, &name, &record, kind);
-        }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
+    }
+
+    /// The rows that every new run has, and what is told of it.
+    pub(super) fn write_run(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        record: &RunRecord,
+        input: &Bytes,
+        line: &LineRecord,
+    ) {
+        turn.stage.insert(Table::Runs, keys::run(run), codec::seal(record, input));
+        turn.stage.insert(Table::ByJob, keys::by_job(record.job, run), Vec::new());
+        for (key, value) in &record.labels {
+            turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
+        }
+        if let Some(key) = &record.idempotency_key {
+            turn.stage.put(Table::Idempotency, keys::idempotency(record.job, key), run.as_bytes().to_vec());
+        }
+        turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(line, &[]));
+        if let Some(name) = self.jobs.names.get(&record.job).cloned() {
+            turn.event(run, &name, record, EventKind::RunTriggered { input: Payload::new(input) });
+        }
     }
 
     fn coalesced(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, item: &NewRun) {
