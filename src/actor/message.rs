@@ -5,7 +5,7 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 use serde_json::Value;
 
-use crate::durably::{ForkRequest, Health, Stats};
+use crate::durably::{ForkRequest, Health, PendingCheck, Stats};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
@@ -92,6 +92,8 @@ pub enum SupervisorMsg {
     Subscribe(RunId, Reply<RunEvents>),
     /// A stream of every event, from now or from after a sequence.
     Events(Option<u64>, Reply<Events>),
+    /// Whether the registered code can read what runs in flight have stored.
+    CheckPending(Reply<PendingCheck>),
     /// Runs by job and status.
     Stats(Reply<Stats>),
     /// Whether the runtime works.

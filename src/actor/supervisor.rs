@@ -207,6 +207,7 @@ impl Supervisor {
                     }),
                 );
             }
+            SupervisorMsg::CheckPending(reply) => self.spawn(reply, async move { core.check_pending().await }),
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),

@@ -6,6 +6,7 @@
 mod builder;
 mod core;
 mod fork;
+mod pending;
 
 use std::fmt;
 use std::path::Path;
@@ -17,6 +18,7 @@ use serde_json::Value;
 pub use self::builder::Builder;
 pub(crate) use self::core::Core;
 pub use self::fork::{ForkRequest, ForkRun};
+pub use self::pending::{PendingCheck, Unreadable};
 use crate::actor::message::SupervisorMsg;
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
@@ -349,6 +351,42 @@ impl Durably {
     /// [`Error::RunNotFound`], [`Error::Storage`], [`Error::Corrupted`].
     pub async fn subscribe(&self, run: RunId) -> Result<RunEvents, Error> {
         RunEvents::new(self.core.clone(), run).await
+    }
+
+    /// Whether the registered code can read what the runs in flight (pending, leased, suspended) have stored, for start-up and
+    /// for a check of new code against a copy of the file: register the jobs in a runtime that is
+    /// [paused](Builder::paused), and ask.
+    ///
+    /// Every input is read as its job's input type, after its [`upcast_input`](crate::Job::upcast_input)s. Of outputs only
+    /// those can be read here of which the job says what it [`expects`](crate::Job::expects): types stand in the body, which
+    /// is not run. So what is not found by this may still not fit; a run that meets such an output fails with
+    /// [`CheckpointMismatch`](crate::ErrorKind::CheckpointMismatch), and can be resumed. Runs that change their status while
+    /// this looks, which they do not in a paused runtime, may be looked at twice or not at all.
+    ///
+    /// It reads in slices, so that it holds up neither commits nor the file's space however many runs there are.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let durably = Durably::builder().paused(true).in_memory().await?;
+    /// let job = Job::new("mail", |step: Step, to: String| async move {
+    ///     step.run("send", || async { Ok(to.len()) }).await
+    /// });
+    /// durably.register(job.expects::<usize>("send", 0))?;
+    /// let found = durably.check_pending().await?;
+    /// for value in &found.unreadable {
+    ///     eprintln!("run {} of {}: {}", value.run_id, value.job_name, value.message);
+    /// }
+    /// assert!(found.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::ShutDown`].
+    pub async fn check_pending(&self) -> Result<PendingCheck, Error> {
+        self.core.check_pending().await
     }
 
     /// Runs by job and status, and what the file has cost.

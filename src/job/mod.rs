@@ -64,6 +64,29 @@ impl<I, O> fmt::Debug for Job<I, O> {
     }
 }
 
+type Check = dyn Fn(&[u8]) -> Result<(), DecodeError> + Send + Sync;
+
+/// What a definition says about the stored outputs of a step.
+#[derive(Clone)]
+pub(crate) struct Expectation {
+    key: String,
+    /// The first version that it is true of.
+    since: u32,
+    check: Arc<Check>,
+}
+
+impl Expectation {
+    /// Whether it says something about this step.
+    pub(crate) fn is_about(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(&*self.key);
+        rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('[') && rest.ends_with(']')))
+    }
+
+    pub(crate) fn check(&self, version: u32, output: &[u8]) -> Result<(), DecodeError> {
+        if version < self.since { Ok(()) } else { (self.check)(output) }
+    }
+}
+
 /// A definition with its types erased.
 #[derive(Clone)]
 pub(crate) struct Definition {
@@ -71,6 +94,7 @@ pub(crate) struct Definition {
     pub(crate) limit: Option<u32>,
     pub(crate) version: u32,
     upcasts: Vec<(u32, Arc<upcast::Upcast>)>,
+    pub(crate) expectations: Vec<Expectation>,
     input: Result<Arc<Contract>, Arc<ContractError>>,
     output: Result<Arc<Contract>, Arc<ContractError>>,
     normalise: Arc<Normalise>,
@@ -92,6 +116,7 @@ impl<I: Payload, O: Payload> Job<I, O> {
             limit: None,
             version: 0,
             upcasts: Vec::new(),
+            expectations: Vec::new(),
             input: Contract::input_of::<I>().map(Arc::new).map_err(Arc::new),
             output: Contract::output_of::<O>().map(Arc::new).map_err(Arc::new),
             normalise: Arc::new(|value| {
@@ -146,6 +171,17 @@ impl<I: Payload, O: Payload> Job<I, O> {
     {
         let convert: Arc<upcast::Upcast> = Arc::new(move |old| upcast::typed(old, &convert));
         self.with(|definition| definition.upcasts.push((from_version, convert)))
+    }
+
+    /// Says what type this code reads from the stored output of a step, for [`Durably::check_pending`](crate::Durably::check_pending):
+    /// nothing else looks at it. A key of one part stands for all its items too: `"sync"` for `sync[42]`.
+    ///
+    /// Only outputs stored by code of the version `since` or later are checked; those of older code are for the
+    /// [`upcast`](crate::StepRun::upcast)s of the body.
+    pub fn expects<T: DeserializeOwned>(self, key: impl Into<crate::step::StepKey>, since: u32) -> Self {
+        let key = key.into().to_string();
+        let check: Arc<Check> = Arc::new(|json| schema::decode::<T>(json).map(drop));
+        self.with(|definition| definition.expectations.push(Expectation { key, since, check }))
     }
 
     fn with(self, change: impl FnOnce(&mut Definition)) -> Self {
@@ -210,6 +246,12 @@ impl Definition {
         }
         let input = self.upcast(version, schema::decode(input)?)?;
         (self.start)(step, &serde_json::to_vec(&input).unwrap_or_default())
+    }
+
+    /// Whether an input that was stored by code of this version can be read.
+    pub(crate) fn check_input(&self, version: u32, input: &[u8]) -> Result<(), DecodeError> {
+        let input = self.upcast(version, schema::decode(input)?)?;
+        (self.normalise)(&input).map(drop)
     }
 
     /// An input that was stored by code of this version, as this code takes it.

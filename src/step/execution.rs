@@ -125,7 +125,8 @@ struct Parked {
 
 /// A key whose outcome is decided.
 pub(super) enum Known {
-    Replayed(u32, StepKind, ReplayOutcome),
+    /// By code of this version.
+    Replayed(u32, StepKind, u32, ReplayOutcome),
     /// It waits, or was dropped while it waited: its record is on disk.
     Waits(u32, Box<StepRecord>),
     /// Handed to the writer by a step that was dropped before it heard.
@@ -277,7 +278,7 @@ impl Execution {
             steps.count += 1;
             let known = match step.outcome {
                 ReplayOutcome::Open(record) => Known::Waits(step.index, record),
-                outcome => Known::Replayed(step.index, step.kind, outcome),
+                outcome => Known::Replayed(step.index, step.kind, step.version, outcome),
             };
             steps.known.insert(step.key, known);
         }
@@ -443,7 +444,7 @@ impl Ticket {
     /// Whether its key held another sort of step before, which ends the run.
     pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
         let held = match self.known.as_deref() {
-            Some(Known::Replayed(_, kind, _)) => *kind,
+            Some(Known::Replayed(_, kind, ..)) => *kind,
             Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
             Some(Known::Handed(..)) | None => return false,
         };

@@ -20,6 +20,7 @@ pub(crate) mod host;
 mod inbox;
 mod journal;
 pub(crate) mod op;
+pub(crate) mod pending;
 mod query;
 pub(crate) mod read;
 mod reserve;

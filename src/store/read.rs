@@ -36,6 +36,7 @@ pub(crate) struct ReplayStep {
     pub(crate) key: String,
     pub(crate) index: u32,
     pub(crate) kind: StepKind,
+    pub(crate) version: u32,
     pub(crate) bytes: usize,
     pub(crate) outcome: ReplayOutcome,
 }
@@ -115,7 +116,7 @@ impl Store {
             view.steps(run, &mut |index, row| {
                 let key = keys::of_run(run, index);
                 let (record, output) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
-                let (kind, key) = (kind(&record, &key)?, record.key.clone());
+                let (kind, version, key) = (kind(&record, &key)?, record.version, record.key.clone());
                 let outcome = match record.error {
                     _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
@@ -125,7 +126,7 @@ impl Store {
                     }
                     None => ReplayOutcome::Stored,
                 };
-                steps.push(ReplayStep { key, index, kind, bytes: row.len(), outcome });
+                steps.push(ReplayStep { key, index, kind, version, bytes: row.len(), outcome });
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
