@@ -4,6 +4,7 @@ mod actors;
 mod backup;
 mod batch;
 mod cancel;
+mod change;
 mod children;
 mod coalesce;
 mod concurrency;
