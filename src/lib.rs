@@ -65,7 +65,7 @@ pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats}
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register};
 pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
     StepStatus, WaitingFor,

@@ -153,10 +153,10 @@ impl Core {
         if refuse(Action::Retrigger, old.status) {
             return Err(Error::Conflict { action: "retrigger", run, status: old.status });
         }
-        let limit = self.store.rowset(run).await?.record.key_limit;
+        let keys = self.store.rowset(run).await?.record.keys;
         let options = Options {
-            limit: old.concurrency_key.as_ref().map(|_| limit),
-            concurrency_key: old.concurrency_key,
+            concurrency_keys: keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
+            priority: old.priority,
             labels: old.labels.into_iter().collect(),
             ..Options::default()
         };

@@ -126,7 +126,7 @@ pub(crate) fn register<R: Register>(core: &Arc<Core>, jobs: R) -> Result<R::Hand
         .iter()
         .map(|Erased(definition)| JobSpec {
             name: definition.name.clone(),
-            limit: definition.limit.unwrap_or(u32::MAX),
+            terms: definition.terms(),
         })
         .collect();
     // Nobody waits for the commit: the writer has this before any trigger of the jobs.

@@ -188,7 +188,9 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         input: Some(json(Table::Runs, key, &input)?),
         status,
         idempotency_key: record.idempotency_key,
-        concurrency_key: record.concurrency_key,
+        concurrency_key: record.keys.first().map(|(key, _)| key.clone()),
+        concurrency_keys: record.keys.into_iter().map(|(key, _)| key).collect(),
+        priority: record.priority,
         current_step_index: state.step_index,
         completed_step_count: state.steps_completed,
         progress: state.progress.map(|progress| Progress {

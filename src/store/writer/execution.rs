@@ -28,6 +28,9 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
+            if claim.counted {
+                self.put_windows(turn, claim.run, &claim.keys);
+            }
             match turn.load(claim.run) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
@@ -77,7 +80,7 @@ impl Writer {
             job: record.job,
             subject: subject.clone(),
             input,
-            key: claim.key.clone(),
+            keys: claim.keys.clone(),
             replay: !fresh,
         })));
         let job = record.job;
@@ -315,7 +318,8 @@ impl Writer {
 pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
         job: record.job,
-        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+        keys: record.keys.clone(),
+        priority: record.priority,
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,

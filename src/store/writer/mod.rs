@@ -11,6 +11,7 @@ mod control;
 mod execution;
 mod outage;
 mod rebuild;
+mod throttles;
 mod triggers;
 mod turn;
 mod waits;
@@ -27,12 +28,12 @@ use bytes::Bytes;
 use super::Fault;
 use super::disk::Disk;
 use super::inbox::Inbox;
-use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome};
+use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome, Terms};
 use super::reserve::Reserve;
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
-use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
+use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Keys};
 use crate::error::Error;
 use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
@@ -65,7 +66,7 @@ pub(crate) struct Start {
     pub(crate) job: JobNumber,
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     /// Whether the run has been leased before, so that it may have checkpoints.
     pub(crate) replay: bool,
 }
@@ -138,7 +139,7 @@ impl Body {
 struct Alive {
     generation: Generation,
     job: JobNumber,
-    key: Option<(KeyName, u32)>,
+    keys: Keys,
 }
 
 /// Why a group is not on disk, or not known to be.
@@ -166,8 +167,8 @@ struct Watcher {
 struct Jobs {
     numbers: BTreeMap<Arc<str>, JobNumber>,
     names: BTreeMap<JobNumber, Arc<str>>,
-    /// Those whose code is here, with the most runs at a time.
-    registered: BTreeMap<JobNumber, u32>,
+    /// Those whose code is here.
+    registered: BTreeMap<JobNumber, Terms>,
     /// No number up to this one is given out: some have lost their name to a row that can't be read.
     nameless: JobNumber,
 }
@@ -394,6 +395,7 @@ impl Writer {
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
+        self.engine.tell_time(turn.now);
         self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
             self.apply(&mut turn, op).map_err(|fault| match fault {
@@ -460,6 +462,8 @@ impl Writer {
                 call.answer = Some(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),
+            Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
+            Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
             Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
         }
@@ -482,7 +486,7 @@ impl Writer {
         for effect in done.effects.drain(..) {
             match effect {
                 Effect::Start(start) => {
-                    let alive = Alive { generation: start.generation, job: start.job, key: start.key.clone() };
+                    let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
                     self.alive.insert(start.run, alive);
                     if let Some(effects) = &self.effects {
                         effects.start(*start);
