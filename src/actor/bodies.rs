@@ -94,8 +94,13 @@ pub(super) struct Gone {
 impl Bodies {
     pub(super) fn assign(&self, start: Start) {
         let start = Arc::new(start);
-        let entry =
-            Entry { start: start.clone(), phase: Phase::Assigned, cancelled: false, execution: None, gates: Gates::None };
+        let entry = Entry {
+            start: start.clone(),
+            phase: Phase::Assigned,
+            cancelled: false,
+            execution: None,
+            gates: Gates::None,
+        };
         self.table().insert(entry);
     }
 

@@ -48,12 +48,7 @@ impl Actor for KeyActor {
         Ok(Gate::default())
     }
 
-    async fn handle(
-        &self,
-        _: ActorRef<KeyMsg>,
-        message: KeyMsg,
-        gate: &mut Gate,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, _: ActorRef<KeyMsg>, message: KeyMsg, gate: &mut Gate) -> Result<(), ActorProcessingErr> {
         match message {
             KeyMsg::Start(run, gates) => {
                 gate.seen += 1;

@@ -62,10 +62,10 @@ impl Key {
         self.waiting.get(&place)
     }
 
-    /// The last in line of a job's that has never started.
-    pub(super) fn last_unstarted(&self, job: JobNumber) -> Option<Place> {
-        let mut waiting = self.waiting.iter().rev();
-        waiting.find(|(_, waiting)| waiting.job == job && !waiting.started).map(|(place, _)| *place)
+    /// Those of a job's in line that have never started, the last of them first.
+    pub(super) fn unstarted_of(&self, job: JobNumber) -> impl Iterator<Item = Place> + '_ {
+        let waiting = self.waiting.iter().rev();
+        waiting.filter(move |(_, waiting)| waiting.job == job && !waiting.started).map(|(place, _)| *place)
     }
 
     pub(super) fn in_line(&self) -> usize {

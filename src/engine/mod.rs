@@ -53,6 +53,8 @@ pub(crate) struct Queued {
     pub(crate) generation: Generation,
     /// Consecutive crashes while executing, without a new checkpoint.
     pub(crate) crashes: u32,
+    /// Something was done to it before its first start.
+    pub(crate) touched: bool,
     /// It was suspended and kept its keys, so it need not wait for them.
     pub(crate) holds: bool,
     /// It stands in no line before this moment.
@@ -76,6 +78,8 @@ pub(crate) enum Event {
     Queued(Queued),
     /// A run waits for a moment, a signal or a child. Its slot is free once its body has stopped; its keys stay held.
     Suspended(Sleeper),
+    /// Something was done to a run that may never have started.
+    Touched { run: RunId },
     /// A run has a moment by which it must have ended, or no longer.
     Deadline { run: RunId, at: Timestamp, armed: bool },
     /// A pending or suspended run waits no more: cancelled, replaced, or put aside.
@@ -102,6 +106,8 @@ pub(crate) struct Claim {
     pub(crate) keys: Keys,
     /// It was counted among the starts of its job's rate, or of a key's.
     pub(crate) counted: bool,
+    /// Nothing has been done to it since its trigger, so that it has no state.
+    pub(crate) untouched: bool,
 }
 
 /// Whether a write for a run may be recorded.
@@ -164,6 +170,8 @@ pub(crate) struct Engine {
     /// Whose place it is, where the ticket is not the run's own id.
     tickets: BTreeMap<Place, RunId>,
     pasts: BTreeMap<RunId, Past>,
+    /// Runs that never started and have a state all the same.
+    touched: BTreeSet<RunId>,
     /// Runs in line that hold their keys already.
     holding: BTreeMap<RunId, Keys>,
     executing: BTreeMap<RunId, Executing>,
@@ -188,6 +196,7 @@ impl Engine {
             heads: BTreeSet::new(),
             tickets: BTreeMap::new(),
             pasts: BTreeMap::new(),
+            touched: BTreeSet::new(),
             holding: BTreeMap::new(),
             executing: BTreeMap::new(),
             sleepers: Sleepers::default(),
@@ -216,6 +225,7 @@ impl Engine {
             }),
             Event::Queued(queued) => self.queue(queued),
             Event::Suspended(sleeper) => self.suspend(sleeper),
+            Event::Touched { run } => drop(self.touched.insert(run)),
             Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
             Event::Withdrawn { run, job, keys, priority } => self.withdraw(run, job, &keys, priority),
             Event::Checkpointed { run } => {
@@ -256,6 +266,7 @@ impl Engine {
         line.executing += 1;
         let run = self.tickets.remove(&place).unwrap_or(place.ticket());
         let past = self.pasts.remove(&run);
+        let touched = self.touched.remove(&run);
         let generation = past.map_or(0, |past| past.generation) + 1;
         let crashes = past.map_or(0, |past| past.crashes) + 1;
         let mut keys = self.holding.remove(&run).unwrap_or_default();
@@ -274,7 +285,7 @@ impl Engine {
         self.refresh(job);
         self.offer_all(&keys);
         self.validate();
-        Some(Claim { run, generation, crashes, keys, counted })
+        Some(Claim { run, generation, crashes, keys, counted, untouched: past.is_none() && !touched })
     }
 
     /// Whether a lease may write.
@@ -310,18 +321,29 @@ impl Engine {
 
     /// The last in line of the runs of this job and key that have never started: the newest of the least priority.
     pub(crate) fn waiting(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
-        let place = self.keys.get(key)?.last_unstarted(job)?;
-        Some((self.run_at(place), place))
+        self.waiting_besides(job, key, &BTreeSet::new())
     }
 
-    /// How many runs that have never started would wait for a key before a new one, which comes behind so many more that are
-    /// about to be put in line; `None`: it would find room.
-    pub(crate) fn backlog(&self, key: &str, limit: u32, more: usize) -> Option<usize> {
+    /// The same, without runs that are about to be replaced.
+    pub(crate) fn waiting_besides(
+        &self,
+        job: JobNumber,
+        key: &str,
+        besides: &BTreeSet<RunId>,
+    ) -> Option<(RunId, Place)> {
+        let mut waiting = self.keys.get(key)?.unstarted_of(job).map(|place| (self.run_at(place), place));
+        waiting.find(|(run, _)| !besides.contains(run))
+    }
+
+    /// How many runs that have never started would wait for a key besides a new one, which comes behind so many more (or less)
+    /// than there are now; `None`: it would find room.
+    pub(crate) fn backlog(&self, key: &str, limit: u32, more: isize) -> Option<usize> {
         let shut = self.throttles.get(key).is_some_and(|throttle| !throttle.admits(Place::new(false, RunId::MIN)));
         let key = self.keys.get(key);
         let room = if shut { 0 } else { key.map_or(limit as usize, |key| key.room(limit)) };
         let (in_line, unstarted) = key.map_or((0, 0), |key| (key.in_line(), key.unstarted()));
-        (in_line + more >= room).then(|| (unstarted + more).saturating_sub(room))
+        let waits = in_line.saturating_add_signed(more) >= room;
+        waits.then(|| unstarted.saturating_add_signed(more).saturating_sub(room))
     }
 
     /// Runs with a body, whatever their status.
@@ -417,7 +439,10 @@ impl Engine {
             self.sleepers.delay(queued);
             return;
         }
-        let Queued { run, job, keys, place, generation, crashes, holds, not_before: _ } = queued;
+        let Queued { run, job, keys, place, generation, crashes, touched, holds, not_before: _ } = queued;
+        if touched {
+            self.touched.insert(run);
+        }
         if place.ticket() != run {
             self.tickets.insert(place, run);
         }
@@ -456,13 +481,12 @@ impl Engine {
             self.line(job).pending -= 1;
             return;
         }
+        self.touched.remove(&run);
         let held = self.holding.remove(&run);
         let place = self.pasts.get(&run).map_or(Place::new(false, run).with(priority), |past| past.place);
         let first = keys.first().filter(|_| held.is_none());
         let in_line = match first {
-            None => {
-                self.probation.is_parked(place) || self.lines.get(&job).is_some_and(|line| line.contains(place))
-            }
+            None => self.probation.is_parked(place) || self.lines.get(&job).is_some_and(|line| line.contains(place)),
             Some((name, _)) => self.keys.get(name).is_some_and(|key| key.waiting(place).is_some()),
         };
         if !in_line {
@@ -558,6 +582,10 @@ impl Engine {
         {
             let keys = self.several.get(&place).cloned().unwrap_or_else(|| Keys::one(name.clone(), limit));
             for (name, _) in keys.iter() {
+                // What another key of it has offered up to now is first no more.
+                if let Some(other) = self.keys.get(name).and_then(|key| key.offered) {
+                    self.unoffer(other);
+                }
                 if let Some(key) = self.keys.get_mut(name) {
                     key.offered = Some(place);
                 }

@@ -43,6 +43,7 @@ fn new(run: u128) -> Queued {
         place: Place::new(false, id(run)),
         generation: 0,
         crashes: 0,
+        touched: false,
         holds: false,
         not_before: None,
     }
@@ -530,8 +531,15 @@ fn a_claim_carries_lease_crashes_and_key() {
     let mut engine = play(9, vec![registered(1, 9), queued(new(1)), queued(recovered(2, 1).after(6).keyed("k", 3))]);
     let claims: Vec<Claim> = std::iter::from_fn(|| engine.claim(Duration::ZERO)).collect();
     let expected = [
-        Claim { run: id(2), generation: 7, crashes: 2, keys: Keys::one("k".into(), 3), counted: false },
-        Claim { run: id(1), generation: 1, crashes: 1, keys: Keys::None, counted: false },
+        Claim {
+            run: id(2),
+            generation: 7,
+            crashes: 2,
+            keys: Keys::one("k".into(), 3),
+            counted: false,
+            untouched: false,
+        },
+        Claim { run: id(1), generation: 1, crashes: 1, keys: Keys::None, counted: false, untouched: true },
     ];
     assert_eq!(claims, expected);
 }
@@ -807,7 +815,6 @@ fn waits_outlive_a_rebuilt_engine() {
     assert!(!engine.wait(id(2), on(1)));
 }
 
-
 #[test]
 fn a_run_of_several_keys_takes_all_or_none() {
     check(vec![
@@ -960,7 +967,12 @@ fn higher_priorities_go_first() {
         (
             "but recovered and woken ones go before them all",
             9,
-            vec![registered(1, 9), queued(new(1).of_priority(100)), queued(recovered(2, 0).of_priority(-100)), Starts(&[2, 1])],
+            vec![
+                registered(1, 9),
+                queued(new(1).of_priority(100)),
+                queued(recovered(2, 0).of_priority(-100)),
+                Starts(&[2, 1]),
+            ],
         ),
         (
             "one that is withdrawn is found at its priority",
@@ -1092,7 +1104,10 @@ fn rates_bound_the_starts_of_a_window() {
                 Wall(100),
                 On(Event::Restored(
                     job(),
-                    Throttle { window: Window { began: Timestamp::from_millis(95_000), starts: 2 }, ..Throttle::default() },
+                    Throttle {
+                        window: Window { began: Timestamp::from_millis(95_000), starts: 2 },
+                        ..Throttle::default()
+                    },
                 )),
                 registered(1, 9),
                 rated(job(), 2, 10),
@@ -1107,10 +1122,8 @@ fn rates_bound_the_starts_of_a_window() {
 
 #[test]
 fn the_next_start_of_a_full_window_is_an_alarm() {
-    let mut engine = play(
-        9,
-        vec![registered(1, 9), rated(key("k"), 1, 10), Wall(7), queued(new(1).keyed("k", 9)), Starts(&[1])],
-    );
+    let mut engine =
+        play(9, vec![registered(1, 9), rated(key("k"), 1, 10), Wall(7), queued(new(1).keyed("k", 9)), Starts(&[1])]);
     assert_eq!(engine.next_alarm(), Some(Timestamp::from_millis(17_000)));
     engine.tell_time(Timestamp::from_millis(17_000));
     assert_eq!(engine.next_alarm(), None);
@@ -1139,10 +1152,10 @@ fn what_is_paused_starts_nothing() {
             9,
             [
                 registered(1, 9),
-                queued(new(1).keyed("k", 2)),
+                queued(new(1).keyed("k", 1)),
                 Starts(&[1]),
                 held(key("k"), true),
-                queued(new(2).keyed("k", 2)),
+                queued(new(2).keyed("k", 1)),
                 queued(new(3).keyed("other", 1)),
                 Starts(&[3]),
             ]
@@ -1312,9 +1325,9 @@ impl Model {
 
     fn lets_in(&self, of: &Throttled, run: &Queued, now: Duration) -> bool {
         let Some((_, hold)) = self.throttles.iter().find(|(other, _)| other == of) else { return true };
-        let full = hold.rate.is_some_and(|(most, per)| {
-            hold.window.is_some_and(|(began, starts)| starts >= most && now < began + per)
-        });
+        let full = hold
+            .rate
+            .is_some_and(|(most, per)| hold.window.is_some_and(|(began, starts)| starts >= most && now < began + per));
         !hold.paused && !(full && behind(run))
     }
 
@@ -1365,11 +1378,12 @@ impl Model {
                 }
             }
         }
+        let untouched = queued.generation == 0 && queued.place.ticket() == run;
         queued.generation += 1;
         queued.crashes += 1;
         queued.holds = false;
         let (generation, crashes, keys) = (queued.generation, queued.crashes, queued.keys.clone());
-        let claim = Claim { run, generation, crashes, keys, counted };
+        let claim = Claim { run, generation, crashes, keys, counted, untouched };
         self.executing.push(Body { queued, ended: false, checkpointed: false, started: now, next: None });
         claim
     }
@@ -1520,7 +1534,7 @@ impl Pair {
             Act::Recover { job, keys, crashes } => {
                 let run = self.fresh();
                 let place = Place::new(true, run);
-                self.queue(Queued { run, job, keys: named(keys), place, generation: 1, crashes, ..new(0) });
+                self.queue(Queued { run, job, keys: named(keys), place, ..recovered(0, crashes) });
             }
             Act::Withdraw(n) => {
                 let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());

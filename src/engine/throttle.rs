@@ -114,7 +114,8 @@ impl Engine {
 
     /// What is paused, and since when.
     pub(crate) fn held(&self) -> impl Iterator<Item = (Throttled, Timestamp)> + '_ {
-        let jobs = self.lines.iter().filter_map(|(job, line)| Some((Throttled::Job(*job), line.throttle.as_ref()?.paused?)));
+        let jobs =
+            self.lines.iter().filter_map(|(job, line)| Some((Throttled::Job(*job), line.throttle.as_ref()?.paused?)));
         let keys = self.throttles.iter();
         jobs.chain(keys.filter_map(|(name, throttle)| Some((Throttled::Key(name.clone()), throttle.paused?))))
     }
@@ -157,7 +158,8 @@ impl Engine {
         }
         let job = rated(of_job).then_some(Throttled::Job(job));
         let keys = keys.iter().filter(|(name, _)| rated(self.throttles.get(name)));
-        let counted: Vec<Throttled> = job.into_iter().chain(keys.map(|(name, _)| Throttled::Key(name.clone()))).collect();
+        let counted: Vec<Throttled> =
+            job.into_iter().chain(keys.map(|(name, _)| Throttled::Key(name.clone()))).collect();
         for of in &counted {
             self.throttle(of, Throttle::count);
         }

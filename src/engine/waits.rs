@@ -129,6 +129,7 @@ mod tests {
                     place,
                     generation: 0,
                     crashes: 0,
+                    touched: false,
                     holds: false,
                     not_before: None,
                 }),

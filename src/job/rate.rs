@@ -32,7 +32,11 @@ impl RateLimit {
     pub(crate) fn validate(self) -> Result<(), Error> {
         if self.starts == 0 || self.per < Duration::from_millis(1) {
             let value = format!("{} in {:?}", self.starts, self.per);
-            return Err(Error::InvalidOption { option: "rate limit", value, rule: "at least 1 start in at least 1 ms" });
+            return Err(Error::InvalidOption {
+                option: "rate limit",
+                value,
+                rule: "at least 1 start in at least 1 ms",
+            });
         }
         Ok(())
     }

@@ -90,7 +90,8 @@ async fn a_childs_failure_and_its_cancel_are_typed_errors_to_the_step() {
 #[tokio::test]
 async fn a_cancel_goes_down_to_the_children_but_not_to_detached_ones() {
     within(async {
-        let durably = memory().await;
+        let file = TempFile::new();
+        let durably = file.open().await;
         let (gate, mut events) = (Gate::new(), durably.events());
         let child = durably.register(gated("child", &gate)).unwrap();
         let middle = durably
@@ -121,6 +122,9 @@ async fn a_cancel_goes_down_to_the_children_but_not_to_detached_ones() {
         assert_eq!(statuses("middle").await, [RunStatus::Cancelled]);
         assert_eq!(statuses("child").await, [RunStatus::Cancelled, RunStatus::Leased]);
         gate.open();
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{found:?}");
     })
     .await;
 }

@@ -60,9 +60,7 @@ impl Writer {
                 Err(error) => return Ok(Err(error)),
             };
             count += 1;
-            if loaded.state.has_children {
-                count += self.cancel_children(turn, *run)?;
-            }
+            let has_children = self.bodies.get(run).map_or(loaded.state.has_children, |body| body.state.has_children);
             if let Some(body) = self.bodies.get(run).cloned() {
                 if self.config.hooks.plants(Bug::CancelInMemory) {
                     self.bodies.remove(run);
@@ -80,6 +78,10 @@ impl Writer {
             } else {
                 let mut state = loaded.state.clone();
                 self.end_pending(turn, *run, &loaded, &mut state)?;
+            }
+            // After its own end, so that theirs do not wake it.
+            if has_children {
+                count += self.cancel_children(turn, *run)?;
             }
         }
         Ok(Ok(count))
@@ -174,7 +176,7 @@ impl Writer {
 
     /// Deletes the rows of a terminal run, all of them.
     fn delete_run(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded) -> Result<(), Fault> {
-        let Loaded { record, state, .. } = loaded;
+        let Loaded { record, state, output, .. } = loaded;
         let status = loaded.status();
         if state.steps_bytes > 0 {
             turn.stage.change_steps(run, Change::Clear);
@@ -205,7 +207,7 @@ impl Writer {
         }
         turn.stage.delete(Table::ByStatus, keys::by_status(status, run));
         turn.stage.delete(Table::ByJob, keys::by_job(record.job, run));
-        if status == RunStatus::Completed {
+        if status == RunStatus::Completed && output.is_empty() {
             turn.stage.delete(Table::Outputs, keys::run(run));
         }
         turn.stage.delete(Table::States, keys::run(run));

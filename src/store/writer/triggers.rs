@@ -51,6 +51,57 @@ pub(super) enum Replaced {
     Item(usize),
 }
 
+impl Replaced {
+    fn keys<'a>(&'a self, items: &'a [NewRun]) -> &'a [(String, u32)] {
+        match self {
+            Replaced::Run(run) => &run.2.record.keys,
+            Replaced::Item(at) => items[*at].keys(),
+        }
+    }
+}
+
+/// What the items of a batch that are decided already come to, for those after them.
+#[derive(Default)]
+struct Earlier<'a> {
+    /// The newest item that creates, by its idempotency key.
+    by_key: BTreeMap<(JobNumber, &'a str), usize>,
+    /// Those that create, by their concurrency keys.
+    waiting: BTreeMap<(JobNumber, &'a str), Vec<usize>>,
+    /// By how many runs they change what waits for a key, where an item has a bound on that.
+    backlog: Option<BTreeMap<String, isize>>,
+    replaced_runs: BTreeSet<RunId>,
+    replaced_items: BTreeSet<usize>,
+}
+
+impl<'a> Earlier<'a> {
+    fn of(items: &[NewRun]) -> Self {
+        let bounded = items.iter().filter_map(|item| item.concurrency.as_ref()).any(|other| other.max_queued.is_some());
+        Earlier { backlog: bounded.then(BTreeMap::new), ..Earlier::default() }
+    }
+
+    fn creates(&mut self, items: &'a [NewRun], at: usize, job: JobNumber, replaces: Option<&Replaced>) {
+        let item = &items[at];
+        if let Some(backlog) = &mut self.backlog {
+            let mut add = |keys: &[(String, u32)], by| {
+                keys.iter().for_each(|(key, _)| *backlog.entry(key.clone()).or_default() += by);
+            };
+            add(item.keys(), 1);
+            add(replaces.map_or(&[], |replaced| replaced.keys(items)), -1);
+        }
+        if let Some(idempotency) = &item.idempotency {
+            self.by_key.insert((job, &idempotency.key), at);
+        }
+        for (key, _) in item.keys() {
+            self.waiting.entry((job, key)).or_default().push(at);
+        }
+        match replaces {
+            Some(Replaced::Run(run)) => drop(self.replaced_runs.insert(run.0)),
+            Some(Replaced::Item(item)) => drop(self.replaced_items.insert(*item)),
+            None => {}
+        }
+    }
+}
+
 impl Writer {
     /// Gives every job its number and the engine its terms.
     pub(super) fn register(&mut self, turn: &mut Turn<'_>, specs: &[JobSpec]) {
@@ -124,25 +175,19 @@ impl Writer {
         jobs: &[JobNumber],
     ) -> Result<Result<Vec<Decision>, Error>, Fault> {
         let mut decisions = Vec::with_capacity(items.len());
-        let mut by_key: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
-        let mut waiting: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
-        let mut created: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut earlier = Earlier::of(items);
         for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
-            let decided = self.decide(turn, items, (item, *job), &by_key, &waiting)?;
-            let decided = decided.and_then(|decision| self.within_backlog(item, decision, items, &created));
+            let decided = self.decide(turn, items, (item, *job), &earlier)?;
+            let decided = decided.and_then(|decision| self.within_backlog(items, at, decision, &earlier));
             let decision = match decided {
                 Ok(decision) => decision,
                 Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
                 Err(error) => return Ok(Err(error)),
             };
-            if let Decision::Create { .. } = decision {
-                if let Some(idempotency) = &item.idempotency {
-                    by_key.insert((*job, &idempotency.key), at);
-                }
-                for (key, _) in item.concurrency.iter().flat_map(|concurrency| &concurrency.keys) {
-                    waiting.insert((*job, key), at);
-                    *created.entry(key).or_default() += 1;
-                }
+            if items.len() > 1
+                && let Decision::Create { replaces } = &decision
+            {
+                earlier.creates(items, at, *job, replaces.as_ref());
             }
             decisions.push(decision);
         }
@@ -154,27 +199,35 @@ impl Writer {
         turn: &Turn<'_>,
         items: &[NewRun],
         (item, job): (&NewRun, JobNumber),
-        by_key: &BTreeMap<(JobNumber, &str), usize>,
-        waiting: &BTreeMap<(JobNumber, &str), usize>,
+        earlier: &Earlier<'_>,
     ) -> Result<Result<Decision, Error>, Fault> {
         if let Some(idempotency) = &item.idempotency {
-            if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
-                let input_differs = items[*earlier].fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: None }));
+            let mismatch = |run| Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+            if let Some(at) = earlier.by_key.get(&(job, idempotency.key.as_str())).copied() {
+                // Of a new run that another item has replaced, only a time of nothing is over.
+                let over =
+                    items[at].idempotency.as_ref().and_then(|held| held.ttl).is_some_and(|ttl| ttl.as_millis() == 0);
+                let status =
+                    if earlier.replaced_items.contains(&at) { RunStatus::Cancelled } else { RunStatus::Pending };
+                if in_force(idempotency, status, over) {
+                    let input_differs = items[at].fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(None);
+                    }
+                    return Ok(Ok(Decision::RepeatOfItem { item: at, input_differs }));
                 }
-                return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
-            }
-            if let Some(run) = turn.holder(job, &idempotency.key)?
+            } else if let Some(run) = turn.holder(job, &idempotency.key)?
                 && !(self.config.hooks.plants(Bug::IdempotencyFromStaleRead) && turn.creates(run))
                 && let Some(held) = turn.load(run)?
-                && in_force(idempotency, &held, turn.now)
             {
-                let input_differs = held.record.fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: Some(run) }));
+                let status = if earlier.replaced_runs.contains(&run) { RunStatus::Cancelled } else { held.status() };
+                if in_force(idempotency, status, expired(&held.record, turn.now)) {
+                    let input_differs = held.record.fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(Some(run));
+                    }
+                    return Ok(Ok(Decision::Repeat { run, status, input_differs }));
                 }
-                return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
             }
         }
         let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
@@ -189,8 +242,13 @@ impl Writer {
         }
         // The last in line of any of its keys; what an earlier item of the batch creates stands behind all others.
         let keys = || concurrency.keys.iter().map(|(key, _)| key);
-        let in_batch = keys().filter_map(|key| Some((*waiting.get(&(job, key.as_str()))?, key))).max();
-        let in_line = keys().filter_map(|key| Some((self.engine.waiting(job, key)?, key)));
+        let of_batch = |key: &String| {
+            let mut items = earlier.waiting.get(&(job, key.as_str()))?.iter().rev();
+            items.find(|item| !earlier.replaced_items.contains(item)).copied()
+        };
+        let in_batch = keys().filter_map(|key| Some((of_batch(key)?, key))).max();
+        let waiting = |key: &String| self.engine.waiting_besides(job, key, &earlier.replaced_runs);
+        let in_line = keys().filter_map(|key| Some((waiting(key)?, key)));
         let in_line = in_line.max_by_key(|((_, place), _)| *place).filter(|_| in_batch.is_none());
         Ok(match (concurrency.on_conflict, in_batch, in_line) {
             (OnConflict::Queue, ..) | (_, None, None) => Ok(Decision::Create { replaces: None }),
@@ -213,25 +271,19 @@ impl Writer {
     /// Refuses a run that would leave more waiting for one of its keys than it allows.
     fn within_backlog(
         &self,
-        item: &NewRun,
-        decision: Decision,
         items: &[NewRun],
-        created: &BTreeMap<&str, usize>,
+        at: usize,
+        decision: Decision,
+        earlier: &Earlier<'_>,
     ) -> Result<Decision, Error> {
-        let Some(concurrency) = &item.concurrency else { return Ok(decision) };
+        let Some(concurrency) = &items[at].concurrency else { return Ok(decision) };
         let (Decision::Create { replaces }, Some(queued_max)) = (&decision, concurrency.max_queued) else {
             return Ok(decision);
         };
         for (key, limit) in &concurrency.keys {
-            let more = created.get(key.as_str()).copied().unwrap_or_default();
-            let leaves = match replaces {
-                None => false,
-                Some(Replaced::Run(run)) => run.2.record.has_key(key),
-                Some(Replaced::Item(at)) => {
-                    items[*at].concurrency.iter().flat_map(|other| &other.keys).any(|(other, _)| other == key)
-                }
-            };
-            let queued = self.engine.backlog(key, *limit, more).filter(|_| !leaves);
+            let more = earlier.backlog.as_ref().and_then(|backlog| backlog.get(key)).copied().unwrap_or_default();
+            let leaves = replaces.iter().flat_map(|run| run.keys(items)).any(|(other, _)| other == key);
+            let queued = self.engine.backlog(key, *limit, more - isize::from(leaves));
             if let Some(queued) = queued.filter(|queued| *queued >= queued_max as usize) {
                 return Err(Error::QueueFull { key: key.clone(), queued, queued_max: queued_max as usize });
             }
@@ -295,7 +347,7 @@ impl Writer {
     }
 
     fn create(&mut self, turn: &mut Turn<'_>, run: RunId, item: &NewRun, job: JobNumber, ticket: Option<RunId>) {
-        let keys = item.concurrency.as_ref().map(|concurrency| concurrency.keys.clone()).unwrap_or_default();
+        let keys = item.keys().to_vec();
         let record = RunRecord {
             job,
             created_at: turn.now,
@@ -332,6 +384,7 @@ impl Writer {
             front,
             ticket,
             blocked: false,
+            touched: false,
             holds: false,
             not_before: record.not_before,
         };
@@ -382,18 +435,18 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         place: Place::new(line.front, line.ticket.unwrap_or(run)).with(line.priority),
         generation: line.generation,
         crashes: line.crashes,
+        touched: line.touched,
         holds: line.holds,
         not_before: line.not_before,
     }
 }
 
-/// Whether an idempotency key still stands for its run.
-fn in_force(asked: &Idempotency, held: &Loaded, now: Timestamp) -> bool {
-    let status = held.status();
+/// Whether an idempotency key still stands for its run, which is this far and whose time for it is over or not.
+fn in_force(asked: &Idempotency, status: RunStatus, over: bool) -> bool {
     if asked.reuse_after_failure && matches!(status, RunStatus::Failed | RunStatus::Cancelled) {
         return false;
     }
-    !status.is_terminal() || !expired(&held.record, now)
+    !status.is_terminal() || !over
 }
 
 /// Whether an idempotency key's time is over. One without a time lives as long as its run.
