@@ -19,7 +19,7 @@ use crate::engine::{JobNumber, KeyName, Keys};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
-use crate::store::op::{NewRun, Op};
+use crate::store::op::{NewRun, Op, Part, ThrottleChange};
 use crate::trigger::WaitForRun;
 
 pub(super) struct Supervisor {
@@ -204,6 +204,17 @@ impl Supervisor {
                     }),
                 );
             }
+            SupervisorMsg::Explain(run, reply) => self.spawn(reply, async move { core.explain(run).await }),
+            SupervisorMsg::PauseJob(name, reply) => self.throttle(reply, Part::Job(name), ThrottleChange::Pause(true)),
+            SupervisorMsg::ResumeJob(name, reply) => {
+                self.throttle(reply, Part::Job(name), ThrottleChange::Pause(false))
+            }
+            SupervisorMsg::PauseKey(key, reply) => self.throttle(reply, Part::Key(key), ThrottleChange::Pause(true)),
+            SupervisorMsg::ResumeKey(key, reply) => self.throttle(reply, Part::Key(key), ThrottleChange::Pause(false)),
+            SupervisorMsg::Paused(reply) => self.spawn(reply, async move { core.paused_parts().await }),
+            SupervisorMsg::LimitKey(key, limit, reply) => {
+                self.spawn(reply, async move { core.limit_key(key, limit).await });
+            }
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
@@ -218,6 +229,11 @@ impl Supervisor {
             // Handled before.
             SupervisorMsg::Internal(_) => {}
         }
+    }
+
+    fn throttle(&self, reply: Reply<()>, of: Part, change: ThrottleChange) {
+        let core = self.core.clone();
+        self.spawn(reply, async move { core.throttle(of, change).await });
     }
 
     /// Checks and admits a trigger here, so that one that is refused holds nothing.

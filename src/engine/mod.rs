@@ -6,8 +6,9 @@
 //!
 //! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), what holds either back
 //! ([`throttle`]), the runs that wait for something ([`sleep`]), probation ([`probation`]) and the waits between bodies
-//! ([`waits`]); [`transition`] says what may be done to a run in which status.
+//! ([`waits`]); [`transition`] says what may be done to a run in which status, [`explain`] why one does not start.
 
+mod explain;
 mod job;
 mod key;
 mod keys;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use explain::Obstacle;
 pub(crate) use keys::Keys;
 pub(crate) use place::Place;
 pub(crate) use sleep::{Alarm, Sleeper};

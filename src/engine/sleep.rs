@@ -64,6 +64,10 @@ impl Sleepers {
         self.delayed.insert(queued.run, queued);
     }
 
+    pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {
+        self.delayed.get(&run)?.not_before
+    }
+
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
         let queued = self.delayed.remove(&run)?;
         if let Some(at) = queued.not_before {

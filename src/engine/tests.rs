@@ -1427,9 +1427,9 @@ fn throttled(of: u8) -> Throttled {
 fn acts(crashes: u32) -> impl Strategy<Value = Vec<Act>> {
     let job = || 1..4u32;
     let keys = || {
-        let keys = prop_oneof![3 => Just(0), 6 => Just(1), 3 => Just(2), 1 => Just(3)];
-        let keys = keys.prop_flat_map(|count| proptest::collection::btree_map(0..3u8, 1..4u32, count));
-        keys.prop_map(|keys| keys.into_iter().collect::<Vec<_>>())
+        let limit = || proptest::option::weighted(0.4, 1..4u32);
+        let limits = (limit(), limit(), limit()).prop_map(|(a, b, c)| [a, b, c]);
+        limits.prop_map(|limits| (0..).zip(limits).filter_map(|(key, limit)| Some((key, limit?))).collect::<Vec<_>>())
     };
     let priority = || prop_oneof![3 => Just(0i8), 1 => Just(1), 1 => Just(-1)];
     let rate = || proptest::option::weighted(0.7, (1..4u32, 1..60u64));

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
-use crate::run::{LogLevel, RunStatus};
+use crate::run::{Explanation, LogLevel, RunStatus};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
@@ -79,6 +79,8 @@ pub(crate) enum Op {
     Idle(Call<Option<u64>, u64>),
     /// Time has passed: what is due is done.
     Tick,
+    /// Why a run is, or is not, executing; but for what its steps say.
+    Explain(Call<RunId, Explanation>),
     /// Pause or resume a job or a key, or give a key a rate.
     Throttle(Call<Throttling, ()>),
     /// What is paused.
@@ -156,6 +158,7 @@ impl Op {
             Op::Pause(call) => call.settle(failure),
             Op::Quiet(call) => call.settle(failure),
             Op::Idle(call) => call.settle(failure),
+            Op::Explain(call) => call.settle(failure),
             Op::Throttle(call) => call.settle(failure),
             Op::Throttled(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),

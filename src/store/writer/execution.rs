@@ -84,7 +84,8 @@ impl Writer {
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
+        let body =
+            Body { generation, job, subject, record, state, since: turn.now, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -399,6 +400,7 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         subject: subject(run, job_name, &loaded.record),
         record: loaded.record.clone(),
         state: loaded.state.clone(),
+        since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
     }

@@ -9,6 +9,7 @@
 
 mod control;
 mod execution;
+mod explain;
 mod outage;
 mod rebuild;
 mod throttles;
@@ -40,7 +41,7 @@ use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use turn::{Effect, Turn};
 
 /// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
@@ -118,6 +119,8 @@ struct Body {
     record: Arc<RunRecord>,
     /// The run's state as of the operations applied so far.
     state: StateRecord,
+    /// When this lease was given; where that is not known any more, when the run was started.
+    since: Timestamp,
     /// A checkpoint was recorded by this lease.
     checkpointed: bool,
     /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
@@ -462,6 +465,7 @@ impl Writer {
                 call.answer = Some(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),
+            Op::Explain(call) => call.answer = Some(self.explain(turn, call.request)?),
             Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
             Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
