@@ -43,16 +43,16 @@ enum State<'a, T> {
 }
 
 /// What a step is to wait for.
-pub(super) struct Wanted {
-    pub(super) kind: StepKind,
-    pub(super) until: Until,
-    pub(super) signal: Option<String>,
+pub(crate) struct Wanted {
+    pub(crate) kind: StepKind,
+    pub(crate) until: Until,
+    pub(crate) signal: Option<String>,
     /// The run to be triggered first, or why it can't be.
-    pub(super) child: Option<Result<NewRun, Error>>,
+    pub(crate) child: Option<Result<NewRun, Error>>,
 }
 
 impl Wanted {
-    pub(super) fn new(kind: StepKind) -> Self {
+    pub(crate) fn new(kind: StepKind) -> Self {
         Wanted { kind, until: Until::Ever, signal: None, child: None }
     }
 
@@ -63,7 +63,7 @@ impl Wanted {
 
 /// How long a step waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Until {
+pub(crate) enum Until {
     Ever,
     /// From its first call on.
     For(Duration),
@@ -92,7 +92,7 @@ impl<T> StepWait<'_, T> {
     }
 
     /// The run to be triggered, unless that was done in an earlier execution.
-    pub(super) fn set_child(&mut self, child: impl FnOnce() -> Result<NewRun, Error>) {
+    pub(crate) fn set_child(&mut self, child: impl FnOnce() -> Result<NewRun, Error>) {
         if let State::Called(ticket, wanted) = &mut self.state
             && ticket.known.is_none()
         {
