@@ -29,7 +29,17 @@ fn registered(job: JobNumber, limit: u32) -> Line {
 
 /// A run of job 1, newly triggered.
 fn new(run: u128) -> Queued {
-    Queued { run: id(run), job: 1, key: None, place: Place::new(false, id(run)), generation: 0, crashes: 0 }
+    Queued {
+        run: id(run),
+        job: 1,
+        key: None,
+        place: Place::new(false, id(run)),
+        generation: 0,
+        crashes: 0,
+        touched: false,
+        holds: false,
+        not_before: None,
+    }
 }
 
 /// A run of job 1 that a crash interrupted.
@@ -473,8 +483,8 @@ fn a_claim_carries_lease_crashes_and_key() {
     let mut engine = play(9, vec![registered(1, 9), queued(new(1)), queued(recovered(2, 1).after(6).keyed("k", 3))]);
     let claims: Vec<Claim> = std::iter::from_fn(|| engine.claim(Duration::ZERO)).collect();
     let expected = [
-        Claim { run: id(2), generation: 7, crashes: 2, key: Some(("k".into(), 3)) },
-        Claim { run: id(1), generation: 1, crashes: 1, key: None },
+        Claim { run: id(2), generation: 7, crashes: 2, key: Some(("k".into(), 3)), untouched: false },
+        Claim { run: id(1), generation: 1, crashes: 1, key: None, untouched: true },
     ];
     assert_eq!(claims, expected);
 }
@@ -627,7 +637,11 @@ fn counts_are_of_runs_that_wait_and_of_runs_that_execute() {
             queued(new(1).at(9).after(1)),
         ],
     );
-    assert_eq!(engine.counts().collect::<Vec<_>>(), [(1, 3, 1)], "a resumed run waits though its old body still stops");
+    assert_eq!(
+        engine.counts().collect::<Vec<_>>(),
+        [(1, [3, 1, 0])],
+        "a resumed run waits though its old body still stops"
+    );
     assert_eq!(engine.bodies(), 2);
 }
 
@@ -805,9 +819,11 @@ impl Model {
     fn start(&mut self, run: RunId, now: Duration) -> Claim {
         let at = self.pending.iter().position(|queued| queued.run == run).expect("it waits");
         let mut queued = self.pending.remove(at);
+        let untouched = queued.generation == 0 && queued.place.ticket == run;
         queued.generation += 1;
         queued.crashes += 1;
-        let claim = Claim { run, generation: queued.generation, crashes: queued.crashes, key: queued.key.clone() };
+        let (generation, crashes) = (queued.generation, queued.crashes);
+        let claim = Claim { run, generation, crashes, key: queued.key.clone(), untouched };
         self.executing.push(Body { queued, ended: false, checkpointed: false, started: now, next: None });
         claim
     }
@@ -916,14 +932,8 @@ impl Pair {
             }
             Act::Trigger { job, key } => {
                 let run = self.fresh();
-                self.queue(Queued {
-                    run,
-                    job,
-                    key: named(key),
-                    place: Place::new(false, run),
-                    generation: 0,
-                    crashes: 0,
-                });
+                let queued = Queued { run, job, key: named(key), place: Place::new(false, run), ..new(0) };
+                self.queue(queued);
             }
             Act::Replace { job, key } => {
                 let name = format!("k{key}");
@@ -938,7 +948,8 @@ impl Pair {
             }
             Act::Recover { job, key, crashes } => {
                 let run = self.fresh();
-                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), generation: 1, crashes });
+                let recovered = recovered(0, crashes);
+                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), ..recovered });
             }
             Act::Withdraw(n) => {
                 let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());

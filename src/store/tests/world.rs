@@ -332,7 +332,16 @@ impl World {
         let now = self.clock.now();
         let step = format!("step-{index}");
         let (key, attempts) = (step.as_str(), 1);
-        let header = StepRecordRef { key, generation, started_at: now, completed_at: now, attempts, error: None };
+        let header = StepRecordRef {
+            key,
+            kind: 0,
+            generation,
+            started_at: now,
+            completed_at: now,
+            attempts,
+            error: None,
+            open: None,
+        };
         let mut record = Vec::new();
         let output = json(value);
         let Ok(output_at) = codec::seal_into(&mut record, &header, |out| {
@@ -353,7 +362,7 @@ impl World {
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {
         let notes = Notes::default();
         let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes };
-        self.ask(Op::End, end).expect("bodies get no errors")
+        self.ask(Op::end, end).expect("bodies get no errors")
     }
 
     pub(super) fn complete(&self, run: RunId, generation: Generation) -> Accepted {
@@ -436,6 +445,8 @@ pub(super) fn new(input: &str) -> NewRun {
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
         retriggered_from: None,
+        parent: None,
+        not_before: None,
     }
 }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::turn::{Effect, Loaded, Turn, subject};
-use super::{Body, Fault, Start, Writer};
-use crate::codec::records::{LineRecord, LogRecord, LogTally, StateRecord};
+use super::{Body, Fault, Start, Writer, waits};
+use crate::codec::records::{LineRecord, LogRecord, LogTally, RunRecord, StateRecord};
 use crate::codec::{self, keys};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
@@ -28,7 +28,7 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
-            match turn.load(claim.run) {
+            match turn.load_as(claim.run, claim.untouched) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
                 Err(Fault::Corrupted(row)) => self.pass_over(turn, &claim, &row.to_string()),
@@ -47,7 +47,7 @@ impl Writer {
     }
 
     fn lease(&mut self, turn: &mut Turn<'_>, claim: &Claim, loaded: Loaded) {
-        let Loaded { record, input, mut state } = loaded;
+        let Loaded { record, input, mut state, .. } = loaded;
         let run = claim.run;
         let fresh = claim.generation == 1;
         // A run that was cancelled before its first start and then resumed has a state already.
@@ -62,7 +62,6 @@ impl Writer {
         state.ticket = None;
         state.blocked = None;
         turn.put_state(run, &state, stateless);
-        self.move_status(turn, run, RunStatus::Pending, RunStatus::Leased, fresh);
         let job_name = self.jobs.names.get(&record.job).cloned().unwrap_or_else(|| "".into());
         let subject = subject(run, &job_name, &record);
         let kind = EventKind::RunLeased {
@@ -82,7 +81,7 @@ impl Writer {
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false };
+        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -97,7 +96,7 @@ impl Writer {
     }
 
     /// Whether a lease may write, and the body it is of.
-    fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
+    pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
         match self.engine.fence(run, generation) {
             Fence::Holds => self.bodies.get_mut(&run),
             Fence::Ended | Fence::Stale => None,
@@ -149,9 +148,9 @@ impl Writer {
         if self.engine.fence(run, generation) != Fence::Ended {
             return Ok(Accepted::Refused);
         }
-        let Some(Loaded { mut state, .. }) = turn.load(run)? else { return Ok(Accepted::Refused) };
+        let Some(Loaded { mut state, output, .. }) = turn.load(run)? else { return Ok(Accepted::Refused) };
         if write_notes(turn, run, &mut state, notes, keep) {
-            turn.put_state(run, &state, false);
+            turn.put_ended(run, &state, &output);
         }
         Ok(Accepted::Recorded)
     }
@@ -171,10 +170,16 @@ impl Writer {
         state.updated_at = Some(turn.now);
         match &end.outcome {
             Outcome::Completed(output) => {
-                turn.stage.insert(Table::Outputs, keys::run(run), codec::seal(&(), output));
                 turn.ends.push((run, Ended::Completed(output.clone())));
+                self.tell_awaiters(turn, run, &Ok(output.clone()))?;
                 let kind = EventKind::RunCompleted { output: Payload::new(output), duration: end.duration };
                 self.conclude(turn, run, &body, &mut state, RunStatus::Completed, kind)?;
+                if output.len() <= OUTPUT_WITH_STATE_BYTES_MAX {
+                    turn.put_ended(run, &state, output);
+                } else {
+                    turn.stage.insert(Table::Outputs, keys::run(run), codec::seal(&(), output));
+                    turn.put_state(run, &state, false);
+                }
             }
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
@@ -192,6 +197,7 @@ impl Writer {
                 state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(counted) };
                 self.put_back(turn, run, &body, &mut state, None);
             }
+            Outcome::Suspended(suspension) => self.suspend(turn, run, &body, &mut state, suspension),
             Outcome::Blocked(reason) => {
                 state.crashes = state.crashes.saturating_sub(1);
                 self.put_back(turn, run, &body, &mut state, Some(reason.clone()));
@@ -248,13 +254,22 @@ impl Writer {
             self.delete_logs(turn, run)?;
             state.logs = LogTally { next: state.logs.next, first: state.logs.next, ..LogTally::default() };
         }
-        turn.put_state(run, state, false);
+        // A completed run's is written with its output.
+        if status != RunStatus::Completed {
+            turn.put_state(run, state, false);
+        }
         self.move_status(turn, run, from, status, state.generation <= 1);
         turn.stage.put(Table::Ended, keys::ended(turn.now, run), Vec::new());
         self.tally(turn, job, status, 1);
         match status {
-            RunStatus::Cancelled => turn.ends.push((run, Ended::Cancelled)),
-            RunStatus::Failed => turn.ends.push((run, Ended::Failed)),
+            RunStatus::Cancelled => {
+                turn.ends.push((run, Ended::Cancelled));
+                self.tell_awaiters(turn, run, &Err(waits::cancelled(run)))?;
+            }
+            RunStatus::Failed => {
+                turn.ends.push((run, Ended::Failed));
+                self.tell_awaiters(turn, run, &Err(waits::failed(run, state.error.as_ref())))?;
+            }
             // A completed run's end carries its output, which is not here.
             _ => {}
         }
@@ -273,7 +288,7 @@ impl Writer {
         state.status = RunStatus::Pending.to_byte();
         state.front = true;
         state.blocked.clone_from(&blocked);
-        let line = line_of(body, state, blocked.is_some());
+        let line = line_of(&body.record, state, blocked.is_some());
         turn.put_state(run, state, false);
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
@@ -304,15 +319,18 @@ impl Writer {
 }
 
 /// A run's line as its index row has it.
-fn line_of(body: &Body, state: &StateRecord, blocked: bool) -> LineRecord {
+pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
-        job: body.job,
-        key: body.record.concurrency_key.clone().map(|key| (key, body.record.key_limit)),
+        job: record.job,
+        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,
         ticket: state.ticket,
         blocked,
+        touched: false,
+        holds: false,
+        not_before: None,
     }
 }
 
@@ -378,5 +396,6 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         record: loaded.record.clone(),
         state: loaded.state.clone(),
         checkpointed,
+        news: None,
     }
 }

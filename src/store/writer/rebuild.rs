@@ -3,10 +3,11 @@
 //! At open, runs that were leased crashed with the last process and become pending. After a reopening, the bodies that are
 //! alive keep their leases, and no crash is counted: the fault was ours.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use super::execution::body_of;
+use super::execution::{body_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
 use super::{Alive, Body, Fault, Writer};
@@ -40,6 +41,7 @@ impl Writer {
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
+        turn.live.extend(view.all_executing().map(|run| (run, None)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
         for (job, limit) in self.jobs.registered.clone() {
@@ -47,8 +49,9 @@ impl Writer {
         }
         self.adopt_alive(&mut turn)?;
         self.engine.keep_waits(waits);
-        self.recover_leased(&mut turn)?;
-        self.queue_pending(&mut turn)?;
+        let leased = self.recover_leased(&mut turn)?;
+        self.read_sleepers(&mut turn)?;
+        self.queue_pending(&mut turn, &leased)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
@@ -133,7 +136,9 @@ impl Writer {
             };
             let crashes = body.as_ref().filter(|body| !body.checkpointed).map_or(0, |body| body.state.crashes);
             let place = Place::new(true, run);
-            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, body.is_none(), turn.monotonic);
+            let (touched, holds, not_before) = (false, true, None);
+            let queued = Queued { run, job, key, place, generation, crashes, touched, holds, not_before };
+            self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
                 self.bodies.insert(run, body);
@@ -152,26 +157,28 @@ impl Writer {
         Ok(Some(body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
     }
 
-    /// Leased runs without a body crashed with their process.
-    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let mut leased = Vec::new();
-        turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Leased), &mut |key, _| {
-            leased.extend(keys::read_run(key));
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for run in leased {
+    /// Leased runs without a body crashed with their process. Gives those that stay leased.
+    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<BTreeSet<RunId>, Fault> {
+        let mut stay = BTreeSet::new();
+        for run in turn.maybe_leased()? {
             if self.alive.contains_key(&run) {
+                stay.insert(run);
                 continue;
             }
             let loaded = turn.load(run).and_then(|loaded| loaded.map(|loaded| summed(turn, run, loaded)).transpose());
             match loaded {
-                Ok(Some((loaded, sum))) => self.recover_one(turn, run, loaded, &sum)?,
+                Ok(Some((loaded, _))) if loaded.status() != RunStatus::Leased => continue,
+                Ok(Some((loaded, sum))) => {
+                    self.recover_one(turn, run, loaded, &sum)?;
+                    continue;
+                }
                 Ok(None) => tracing::error!(%run, "a leased run has no row"),
                 Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "a leased run can't be recovered"),
                 Err(fault) => return Err(fault),
             }
+            stay.insert(run);
         }
-        Ok(())
+        Ok(stay)
     }
 
     fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, sum: &Sum) -> Result<(), Fault> {
@@ -185,15 +192,8 @@ impl Writer {
                 state.crashes = crashes;
                 let front = !self.config.hooks.plants(Bug::RecoveredGoLast);
                 state.front = front;
-                let line = LineRecord {
-                    job: record.job,
-                    key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
-                    generation: state.generation,
-                    crashes,
-                    front,
-                    ticket: if front { None } else { Some(self.ids.next(turn.now)) },
-                    blocked: false,
-                };
+                let ticket = if front { None } else { Some(self.ids.next(turn.now)) };
+                let line = LineRecord { ticket, ..line_of(&record, &state, false) };
                 turn.put_state(run, &state, false);
                 turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
                 turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
@@ -216,10 +216,13 @@ impl Writer {
         Ok(())
     }
 
-    fn queue_pending(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+    fn queue_pending(&mut self, turn: &mut Turn<'_>, leased: &BTreeSet<RunId>) -> Result<(), Fault> {
         let mut lines = Vec::new();
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Pending), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
+            if leased.contains(&run) {
+                return Ok(ControlFlow::Continue(()));
+            }
             match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
                 // Also what was put aside: the code may be another one now, so it is tried again.
                 Ok((line, _)) => lines.push(queued(run, &line)),
@@ -239,7 +242,7 @@ impl Writer {
         Ok(())
     }
 
-    fn job_name(&self, job: JobNumber) -> Arc<str> {
+    pub(super) fn job_name(&self, job: JobNumber) -> Arc<str> {
         self.jobs.names.get(&job).cloned().unwrap_or_else(|| "".into())
     }
 }
@@ -251,7 +254,7 @@ fn summed(turn: &Turn<'_>, run: RunId, mut loaded: Loaded) -> Result<(Loaded, Su
     turn.rows().steps(run, &mut |index, row| {
         sum.bytes += row.len() as u64;
         let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-        if step.error.is_none() {
+        if step.is_completed() {
             sum.completed += 1;
             sum.index = index + 1;
         }

@@ -21,7 +21,7 @@ use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
 /// What is to become of an item.
-enum Decision {
+pub(super) enum Decision {
     /// This run has the idempotency key.
     Repeat {
         run: RunId,
@@ -46,7 +46,7 @@ enum Decision {
     },
 }
 
-enum Replaced {
+pub(super) enum Replaced {
     Run(Box<(RunId, Place, Loaded)>),
     Item(usize),
 }
@@ -89,7 +89,7 @@ impl Writer {
     }
 
     /// The number of a job's name, given now if it has none.
-    fn job_number(&mut self, turn: &mut Turn<'_>, name: &Arc<str>) -> JobNumber {
+    pub(super) fn job_number(&mut self, turn: &mut Turn<'_>, name: &Arc<str>) -> JobNumber {
         if let Some(number) = self.jobs.numbers.get(name) {
             return *number;
         }
@@ -136,7 +136,7 @@ impl Writer {
         Ok(Ok(answers))
     }
 
-    fn decide_all(
+    pub(super) fn decide_all(
         &self,
         turn: &Turn<'_>,
         items: &[NewRun],
@@ -230,7 +230,7 @@ impl Writer {
         turn.load(run)?.ok_or_else(|| codec::Corrupted::new(Table::Runs, run.as_bytes(), "row is missing").into())
     }
 
-    fn carry_out(
+    pub(super) fn carry_out(
         &mut self,
         turn: &mut Turn<'_>,
         item: &NewRun,
@@ -296,6 +296,8 @@ impl Writer {
             labels: item.labels.clone(),
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
+            parent: item.parent.map(|parent| parent.run),
+            not_before: item.not_before.filter(|at| *at > turn.now),
             ticket,
         };
         turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
@@ -307,7 +309,21 @@ impl Writer {
             turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
         }
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
-        let line = LineRecord { job, key, generation: 0, crashes: 0, front, ticket, blocked: false };
+        let line = LineRecord {
+            job,
+            key,
+            generation: 0,
+            crashes: 0,
+            front,
+            ticket,
+            blocked: false,
+            touched: false,
+            holds: false,
+            not_before: record.not_before,
+        };
+        if let Some(parent) = item.parent {
+            turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
+        }
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         if let Some(name) = self.jobs.names.get(&job).cloned() {
             let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
@@ -352,6 +368,9 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         place: Place::new(line.front, line.ticket.unwrap_or(run)),
         generation: line.generation,
         crashes: line.crashes,
+        touched: line.touched,
+        holds: line.holds,
+        not_before: line.not_before,
     }
 }
 
