@@ -1,6 +1,6 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +88,7 @@ impl Drop for Alive {
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: BTreeMap<Arc<str>, &'static Location<'static>>,
+    in_use: HashMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,
