@@ -151,6 +151,12 @@ pub enum Error {
         /// The run that was to be waited for.
         run: RunId,
     },
+    /// A signal's value can't be stored as JSON.
+    #[error("signal can't be stored: {message}")]
+    InvalidSignal {
+        /// What is wrong.
+        message: String,
+    },
     /// Stored JSON does not fit the type.
     #[error("{what} does not fit{}: {message}", place(.path))]
     Decode {

@@ -67,13 +67,16 @@ pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, Run
 pub use id::{ParseRunIdError, RunId};
 pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
 pub use run::{
-    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepStatus,
+    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
+    StepStatus, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun};
+pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;
-pub use trigger::{Disposition, Finished, JsonTrigger, OnConflict, Trigger, TriggerAndWait, TriggerCall, WaitForRun};
+pub use trigger::{
+    Disposition, Finished, JsonTrigger, OnConflict, StepCall, Trigger, TriggerAndWait, TriggerCall, WaitForRun,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -44,6 +44,10 @@ pub const LOG_LINES_MAX: u32 = 10_000;
 pub const LOG_BYTES_MAX: usize = 4 << 20;
 /// One log line: message and fields, bytes; a longer message is cut, longer fields are left out.
 pub const LOG_LINE_BYTES_MAX: usize = 64 << 10;
+/// A signal's name, bytes; enforced by `signal` and at the step's call.
+pub const SIGNAL_NAME_BYTES_MAX: usize = 128;
+/// Signals of a run that nobody has taken; enforced by `signal`.
+pub const SIGNALS_MAX: usize = 1_000;
 /// An error's message and each link of its chain, bytes; cut beyond.
 pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
 /// Runs that execute at a time, at most; enforced by the builder.
@@ -81,5 +85,11 @@ pub(crate) const REPLAY_INLINE_BYTES_MAX: usize = 16 << 10;
 pub(crate) const REPLAY_BYTES_MAX: usize = 8 << 20;
 /// A probationer that has executed this long is cleared.
 pub(crate) const PROBATION: Duration = Duration::from_secs(30);
+/// Moments of the wall clock are looked at again after this, since that clock may be set.
+pub(crate) const ALARM_RECHECK: Duration = Duration::from_secs(30);
+/// Alarms rung in one commit, so that many that are due at once do not keep the operations beside them waiting.
+pub(crate) const ALARMS_IN_GROUP_MAX: usize = 512;
+/// A body waits in memory for what is due within this; for longer, it is suspended.
+pub(crate) const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 /// Progress and log lines go to disk at the latest after this.
 pub(crate) const NOTES_FLUSH_AFTER: Duration = Duration::from_secs(1);

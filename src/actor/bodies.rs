@@ -129,6 +129,14 @@ impl Bodies {
         }
     }
 
+    /// What a body executes, if it has begun: of a lease, or of whichever it has.
+    pub(crate) fn execution(&self, run: RunId, generation: Option<Generation>) -> Option<Arc<Execution>> {
+        let table = self.table();
+        let entry = table.entries.get(&run)?;
+        let asked = generation.is_none_or(|generation| entry.start.generation == generation);
+        entry.execution.clone().filter(|_| asked)
+    }
+
     /// A body's key has room for another, though it is still there: what [`Bug::KeyFreeBeforeStop`](crate::hooks::Bug) does.
     pub(super) fn let_go(&self, run: RunId) {
         self.table().keys.values_mut().for_each(|users| users.running.retain(|(other, _)| *other != run));

@@ -70,6 +70,8 @@ pub enum SupervisorMsg {
     Resume(RunId, Reply<()>),
     /// Resume every run of a filter that can be; answers how many.
     ResumeWhere(RunFilter, Reply<usize>),
+    /// Send a run a signal: its name, its value.
+    Signal(RunId, String, Value, Reply<()>),
     /// Delete a terminal run.
     Delete(RunId, Reply<()>),
     /// Delete terminal runs that ended before a moment; answers how many.

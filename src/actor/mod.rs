@@ -30,7 +30,7 @@ use crate::engine::Generation;
 use crate::error::Error;
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::store::op::Op;
+use crate::store::op::{News, Op};
 use crate::store::writer::{Effects, Start};
 use bodies::{Bodies, Gone};
 use message::{Internal, SupervisorMsg};
@@ -138,6 +138,14 @@ impl Effects for Dispatch {
             if core.config.hooks.plants(Bug::KeyFreeBeforeStop) {
                 core.hub.bodies.let_go(run);
             }
+        }
+    }
+
+    fn news(&self, run: RunId, generation: Generation, news: News) {
+        if let Some(core) = self.core.upgrade()
+            && let Some(execution) = core.hub.bodies.execution(run, Some(generation))
+        {
+            execution.news(news);
         }
     }
 

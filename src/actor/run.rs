@@ -29,6 +29,9 @@ use crate::step::{Step, current};
 use crate::store::op::{Admitted, End, NotesOf, Op, Outcome};
 use crate::store::writer::Start;
 
+/// A body that only waits is suspended when it has been polled so many times more without doing anything else.
+const IDLE_POLLS: u32 = 2;
+
 /// Polls one run's body after the other. One that has done waits for its next run, since making an actor and ending it is dearer
 /// than all else that a run costs by itself.
 struct RunActor;
@@ -183,6 +186,7 @@ async fn supervise(
 ) -> Option<Outcome> {
     let start = &execution.start;
     let (mut waker, mut grace, mut flush): (_, Timer, Timer) = (None, None, None);
+    let mut idle = 0;
     let outcome = poll_fn(|cx| {
         execution.signals.leave(cx.waker(), &mut waker);
         let raised = execution.signals.take();
@@ -215,6 +219,15 @@ async fn supervise(
         if is_due(&mut flush, cx) {
             flush = None;
             flush_notes(execution);
+        }
+        match execution.suspension() {
+            // What has only given way, to be polled again at once, gets its turn first.
+            Some(_) if idle < IDLE_POLLS => {
+                idle += 1;
+                cx.waker().wake_by_ref();
+            }
+            Some(suspension) => return Poll::Ready(Some(Outcome::Suspended(suspension))),
+            None => idle = 0,
         }
         Poll::Pending
     });

@@ -170,6 +170,10 @@ impl Supervisor {
             SupervisorMsg::ResumeWhere(filter, reply) => {
                 self.spawn(reply, async move { core.resume_where(filter, Vec::new()).await });
             }
+            SupervisorMsg::Signal(run, name, value, reply) => self.spawn(reply, async move {
+                let payload = value.to_string().into_bytes();
+                core.signal(run, &name, payload).await
+            }),
             SupervisorMsg::Delete(run, reply) => self.spawn(reply, async move { core.delete_run(run).await }),
             SupervisorMsg::Purge(before, reply) => {
                 self.spawn(reply, async move { core.purge_runs(before, usize::MAX).await });

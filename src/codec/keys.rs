@@ -164,6 +164,30 @@ pub(crate) fn idempotency(job: u32, key: &str) -> Key {
     Key::of(&[&job.to_be_bytes(), key.as_bytes()])
 }
 
+/// Signals of a run and a name, in order of their tickets.
+pub(crate) fn signals_prefix(id: RunId, name: &str) -> Key {
+    Key::of(&[id.as_bytes(), &length(name), name.as_bytes()])
+}
+
+pub(crate) fn signal(id: RunId, name: &str, ticket: RunId) -> Key {
+    Key::of(&[id.as_bytes(), &length(name), name.as_bytes(), ticket.as_bytes()])
+}
+
+pub(crate) fn child(parent: RunId, child: RunId) -> Key {
+    Key::of(&[parent.as_bytes(), child.as_bytes()])
+}
+
+pub(crate) fn awaiter(awaited: RunId, waiter: RunId, step: u32) -> Key {
+    Key::of(&[awaited.as_bytes(), waiter.as_bytes(), &step.to_be_bytes()])
+}
+
+/// The awaited run, the one that waits, and its step.
+pub(crate) fn read_awaiter(key: &[u8]) -> Option<(RunId, RunId, u32)> {
+    let (awaited, rest) = key.split_at_checked(RunId::BYTES)?;
+    let (waiter, step) = read_step(rest)?;
+    Some((RunId::from_slice(awaited)?, waiter, step))
+}
+
 /// Terminal runs in order of their end: what retention walks.
 pub(crate) fn ended(at: Timestamp, id: RunId) -> Key {
     Key::of(&[&at.as_millis().to_be_bytes(), id.as_bytes()])

@@ -19,6 +19,10 @@ pub(crate) struct RunRecord {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) fingerprint: [u8; 16],
     pub(crate) retriggered_from: Option<RunId>,
+    /// The run whose step triggered it.
+    pub(crate) parent: Option<RunId>,
+    /// It does not start before this.
+    pub(crate) not_before: Option<Timestamp>,
     /// The place in line that this run took over from the run it replaced.
     pub(crate) ticket: Option<RunId>,
 }
@@ -48,6 +52,10 @@ pub(crate) struct StateRecord {
     pub(crate) error: Option<ErrorRecord>,
     pub(crate) replaced_by: Option<RunId>,
     pub(crate) logs: LogTally,
+    /// It was sent a signal, so there may be some that nobody has taken.
+    pub(crate) signalled: bool,
+    /// It has triggered runs.
+    pub(crate) has_children: bool,
     /// Why a pending run is not started: its stored input can't be decoded by the registered code.
     pub(crate) blocked: Option<String>,
 }
@@ -81,23 +89,44 @@ pub(crate) struct ErrorRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
     pub(crate) key: String,
+    /// A [`StepKind`](crate::run::StepKind).
+    pub(crate) kind: u8,
     /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes.
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
     pub(crate) attempts: u32,
     pub(crate) error: Option<ErrorRecord>,
+    /// What it waits for; it has no outcome as long as this is there.
+    pub(crate) open: Option<WaitRecord>,
+}
+
+impl StepRecord {
+    /// Whether it has an output.
+    pub(crate) fn is_completed(&self) -> bool {
+        self.error.is_none() && self.open.is_none()
+    }
+}
+
+/// What an undecided step waits for: the first of these that comes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WaitRecord {
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) signal: Option<String>,
+    pub(crate) run: Option<RunId>,
 }
 
 /// A [`StepRecord`] to be written.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct StepRecordRef<'a> {
     pub(crate) key: &'a str,
+    pub(crate) kind: u8,
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
     pub(crate) attempts: u32,
     pub(crate) error: Option<&'a ErrorRecord>,
+    pub(crate) open: Option<&'a WaitRecord>,
 }
 
 /// A log line; its payload is the fields.
@@ -126,6 +155,22 @@ pub(crate) struct LineRecord {
     pub(crate) ticket: Option<RunId>,
     /// Put aside until other code is registered.
     pub(crate) blocked: bool,
+    /// It was never started and has a state all the same.
+    pub(crate) touched: bool,
+    /// It was woken, and holds its key already.
+    pub(crate) holds: bool,
+    pub(crate) not_before: Option<Timestamp>,
+}
+
+/// What a suspended run's index row says, so that what wakes it can be rebuilt from one scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SleepRecord {
+    pub(crate) job: u32,
+    pub(crate) key: Option<(String, u32)>,
+    pub(crate) generation: u64,
+    pub(crate) due: Option<Timestamp>,
+    /// Names of the signals that wake it.
+    pub(crate) signals: Vec<String>,
 }
 
 /// Terminal runs of a job: completed, failed, cancelled.

@@ -1,7 +1,7 @@
 //! What every handle of a runtime shares: the store, the registry, the actors, and what is done with them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,17 +16,35 @@ use crate::error::Error;
 use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::job::Registry;
-use crate::limits::{PURGE_SLICE, UNACKED_CALLS_MAX};
+use crate::limits::{PURGE_SLICE, SIGNAL_NAME_BYTES_MAX, UNACKED_CALLS_MAX};
 use crate::run::{RunFilter, RunStatus};
 use crate::step::blocking::Pool;
 use crate::step::execution::Means;
 use crate::store::Store;
-use crate::store::op::{Admitted, NewRun, Op, Purge, Resume, Targets, Triggered};
+use crate::store::op::{Admitted, NewRun, Op, Purge, Resume, Signal, Targets, Triggered};
 use crate::time::Timestamp;
 use crate::trigger::Options;
+use crate::trigger::labels::within;
 
 /// Runs done something to in one commit, where a filter finds many.
 const BULK: usize = 500;
+
+/// Sees to it that a writer without a thread does what is due, as long as there is one.
+async fn keep_time(core: Weak<Core>) {
+    while let Some(idle) = core.upgrade().and_then(|core| core.store.idle_for()) {
+        let changed = idle.changed.notified();
+        match idle.timeout {
+            Some(timeout) => {
+                if tokio::time::timeout(timeout, changed).await.is_err()
+                    && let Some(core) = core.upgrade()
+                {
+                    core.store.send(Op::Tick);
+                }
+            }
+            None => changed.await,
+        }
+    }
+}
 
 /// What every handle of a runtime shares.
 pub(crate) struct Core {
@@ -60,6 +78,9 @@ impl Core {
     pub(super) async fn begin(self: &Arc<Self>) -> Result<(), Error> {
         actor::start(self).await?;
         self.store.connect(Arc::new(Dispatch::new(self)))?;
+        if self.store.idle_for().is_some() {
+            tokio::spawn(keep_time(Arc::downgrade(self)));
+        }
         if let Some(retention) = self.config.retain_runs {
             tokio::spawn(retain(Arc::downgrade(self), retention, self.draining.clone()));
         }
@@ -175,6 +196,17 @@ impl Core {
             count += self.store.submit(Op::Resume, resume, admitted).answer().await?;
         }
         Ok(count)
+    }
+
+    pub(crate) async fn signal(&self, run: RunId, name: &str, payload: Vec<u8>) -> Result<(), Error> {
+        within("signal name", name.len(), SIGNAL_NAME_BYTES_MAX)?;
+        if name.is_empty() {
+            return Err(Error::InvalidOption { option: "signal name", value: String::new(), rule: "1 to 128 bytes" });
+        }
+        within("signal", payload.len(), self.config.payload_bytes_max)?;
+        let admitted = self.store.admit(payload.len(), true).await?;
+        let signal = Signal { run, name: name.into(), payload: payload.into() };
+        self.store.submit(Op::signal, signal, admitted).answer().await
     }
 
     pub(crate) async fn delete_run(&self, run: RunId) -> Result<(), Error> {

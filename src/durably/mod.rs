@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::Value;
 
 pub use self::builder::Builder;
@@ -206,6 +207,21 @@ impl Durably {
     /// Those of [`Durably::get_runs`] and [`Durably::resume`].
     pub async fn resume_where(&self, filter: RunFilter) -> Result<usize, Error> {
         self.core.resume_where(filter, Vec::new()).await
+    }
+
+    /// Sends a signal to a run that has not ended, for its [`Step::wait_signal`](crate::Step::wait_signal) of that name: 1 to
+    /// 128 bytes. The value is stored as JSON, at most `payload_bytes_max` of it, and kept until a step takes it, in order of
+    /// arrival; the run need not wait yet.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Conflict`] if the run has ended, [`Error::TooMany`] if 1,000 signals of it have not
+    /// been taken, [`Error::TooLarge`], [`Error::InvalidSignal`], [`Error::Overloaded`], [`Error::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// Once begun it is carried out, whether or not it is waited for. Sent again it is another signal.
+    pub async fn signal<T: Serialize + ?Sized>(&self, run: RunId, name: &str, value: &T) -> Result<(), Error> {
+        let payload = serde_json::to_vec(value).map_err(|error| Error::InvalidSignal { message: error.to_string() })?;
+        self.core.signal(run, name, payload).await
     }
 
     /// Deletes a run that has ended, with everything that belongs to it; its idempotency key is free.

@@ -13,6 +13,8 @@ pub(super) struct Line {
     pub(super) executing: u32,
     /// Pending runs, those behind a concurrency key included.
     pub(super) pending: u64,
+    /// Suspended runs.
+    pub(super) asleep: u64,
     pub(super) ready: BTreeSet<Place>,
     /// The head as the engine's index of heads has it.
     pub(super) shown: Option<Place>,
@@ -20,7 +22,15 @@ pub(super) struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Line { registered: false, limit: u32::MAX, executing: 0, pending: 0, ready: BTreeSet::new(), shown: None }
+        Line {
+            registered: false,
+            limit: u32::MAX,
+            executing: 0,
+            pending: 0,
+            asleep: 0,
+            ready: BTreeSet::new(),
+            shown: None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::id::RunId;
 
 #[derive(Debug, Default)]
 pub(super) struct Key {
-    /// Runs whose bodies have not stopped, with the limit each asked for.
+    /// Runs whose bodies have not stopped, and those that sleep or were woken, with the limit each asked for.
     pub(super) holders: Vec<(RunId, u32)>,
     pub(super) waiting: BTreeMap<Place, Waiting>,
     /// The one of the waiting that stands in its job's line.
@@ -42,6 +42,13 @@ impl Key {
         let limit = self.waiting.remove(&place).map_or(1, |waiting| waiting.limit);
         self.holders.push((run, limit));
         limit
+    }
+
+    /// The run holds the key, as it did before.
+    pub(super) fn ensure_held(&mut self, run: RunId, limit: u32) {
+        if !self.holders.iter().any(|(holder, _)| *holder == run) {
+            self.holders.push((run, limit));
+        }
     }
 
     pub(super) fn release(&mut self, run: RunId) {

@@ -4,12 +4,14 @@
 //! that may start now ([`Engine::claim`]), whose leases it writes in the same transaction. There is no I/O, clock, randomness or async in here, and what it holds can be rebuilt from the
 //! file at any time: a pending run is a place in line, an executing one its lease.
 //!
-//! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), probation
-//! ([`probation`]) and the waits between bodies ([`waits`]); [`transition`] says what may be done to a run in which status.
+//! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), the runs that wait for
+//! something ([`sleep`]), probation ([`probation`]) and the waits between bodies ([`waits`]); [`transition`] says what may be
+//! done to a run in which status.
 
 mod job;
 mod key;
 mod probation;
+mod sleep;
 mod transition;
 mod waits;
 
@@ -17,13 +19,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use sleep::{Alarm, Sleeper};
 pub(crate) use transition::{Action, Recovered, recover, refuse};
 pub(crate) use waits::Awaited;
 
 use crate::id::RunId;
+use crate::time::Timestamp;
 use job::Line;
 use key::{Key, Waiting};
 use probation::Probation;
+use sleep::Sleepers;
 
 /// A job's number in the file.
 pub(crate) type JobNumber = u32;
@@ -61,6 +66,12 @@ pub(crate) struct Queued {
     pub(crate) generation: Generation,
     /// Consecutive crashes while executing, without a new checkpoint.
     pub(crate) crashes: u32,
+    /// Something was done to it before its first start.
+    pub(crate) touched: bool,
+    /// It was suspended and kept its key, so it need not wait for that.
+    pub(crate) holds: bool,
+    /// It stands in no line before this moment.
+    pub(crate) not_before: Option<Timestamp>,
 }
 
 /// What happens.
@@ -68,9 +79,15 @@ pub(crate) struct Queued {
 pub(crate) enum Event {
     /// Code for a job is there now, with the most runs of it at a time.
     Registered { job: JobNumber, limit: u32 },
-    /// A run waits: triggered, recovered, resumed or handed back.
+    /// A run waits: triggered, recovered, resumed, woken or handed back.
     Queued(Queued),
-    /// A pending run waits no more: cancelled, replaced, or put aside.
+    /// A run waits for a moment, a signal or a child. Its slot is free once its body has stopped; its key stays held.
+    Suspended(Sleeper),
+    /// Something was done to a run that may never have started.
+    Touched { run: RunId },
+    /// A run has a moment by which it must have ended, or no longer.
+    Deadline { run: RunId, at: Timestamp, armed: bool },
+    /// A pending or suspended run waits no more: cancelled, replaced, or put aside.
     Withdrawn { run: RunId, job: JobNumber, key: Option<KeyName> },
     /// A run recorded a checkpoint, which ends its probation.
     Checkpointed { run: RunId },
@@ -115,8 +132,17 @@ struct Executing {
     key: Option<KeyName>,
     key_limit: u32,
     ended: bool,
-    /// Resumed while the older body was still stopping: it goes in line when that is gone.
-    next: Option<Queued>,
+    /// What becomes of the run once this body is gone.
+    next: Option<Next>,
+}
+
+/// What was decided about a run while its body was still stopping.
+#[derive(Debug)]
+enum Next {
+    /// It goes in line.
+    Queue(Queued),
+    /// It sleeps.
+    Sleep(Sleeper),
 }
 
 /// What is known of a pending run beyond its place, for those that differ from a newly triggered one.
@@ -140,7 +166,12 @@ pub(crate) struct Engine {
     /// Whose place it is, where the ticket is not the run's own id.
     tickets: BTreeMap<Place, RunId>,
     pasts: BTreeMap<RunId, Past>,
+    /// Runs that never started and have a state all the same.
+    touched: BTreeSet<RunId>,
+    /// Runs in line that hold their key already.
+    holding: BTreeMap<RunId, (KeyName, u32)>,
     executing: BTreeMap<RunId, Executing>,
+    sleepers: Sleepers,
     probation: Probation,
     waits: BTreeMap<RunId, Vec<Awaited>>,
 }
@@ -157,7 +188,10 @@ impl Engine {
             heads: BTreeSet::new(),
             tickets: BTreeMap::new(),
             pasts: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            holding: BTreeMap::new(),
             executing: BTreeMap::new(),
+            sleepers: Sleepers::default(),
             probation: Probation::default(),
             waits: BTreeMap::new(),
         }
@@ -175,6 +209,9 @@ impl Engine {
                 self.refresh(job);
             }
             Event::Queued(queued) => self.queue(queued),
+            Event::Suspended(sleeper) => self.suspend(sleeper),
+            Event::Touched { run } => drop(self.touched.insert(run)),
+            Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
             Event::Withdrawn { run, job, key } => self.withdraw(run, job, key),
             Event::Checkpointed { run } => {
                 if self.probation.clear(run) {
@@ -214,9 +251,10 @@ impl Engine {
         line.executing += 1;
         let run = self.tickets.remove(&place).unwrap_or(place.ticket);
         let past = self.pasts.remove(&run);
+        let touched = self.touched.remove(&run);
         let generation = past.map_or(0, |past| past.generation) + 1;
         let crashes = past.map_or(0, |past| past.crashes) + 1;
-        let mut held = None;
+        let mut held = self.holding.remove(&run);
         if let Some(name) = self.offers.remove(&place)
             && let Some(key) = self.keys.get_mut(&name)
         {
@@ -240,7 +278,7 @@ impl Engine {
             self.offer(&name.clone());
         }
         self.validate();
-        Some(Claim { run, generation, crashes, key: held, untouched: past.is_none() })
+        Some(Claim { run, generation, crashes, key: held, untouched: past.is_none() && !touched })
     }
 
     /// Whether a lease may write.
@@ -291,20 +329,26 @@ impl Engine {
     pub(crate) fn has_startable(&self) -> bool {
         !self.heads.is_empty()
             || self.lines.values().any(|line| line.registered && !line.ready.is_empty())
-            || self.executing.values().any(|executing| executing.next.is_some())
+            || self.executing.values().any(|executing| matches!(executing.next, Some(Next::Queue(_))))
     }
 
     pub(crate) fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// Pending and executing runs of every job.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (JobNumber, u64, u64)> + '_ {
+    /// Pending, executing and suspended runs of every job.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (JobNumber, [u64; 3])> + '_ {
         self.lines.iter().map(|(job, line)| {
-            let ended = self.executing.values().filter(|executing| executing.job == *job && executing.ended);
-            let (ended, resumed) =
-                ended.fold((0, 0), |(ended, next), run| (ended + 1, next + u64::from(run.next.is_some())));
-            (*job, line.pending + resumed, u64::from(line.executing) - ended)
+            let mut counts = [line.pending, u64::from(line.executing), line.asleep];
+            for executing in self.executing.values().filter(|executing| executing.job == *job && executing.ended) {
+                counts[1] -= 1;
+                match executing.next {
+                    Some(Next::Queue(_)) => counts[0] += 1,
+                    Some(Next::Sleep(_)) => counts[2] += 1,
+                    None => {}
+                }
+            }
+            (*job, counts)
         })
     }
 
@@ -313,12 +357,68 @@ impl Engine {
         self.probation.deadline()
     }
 
-    fn queue(&mut self, queued: Queued) {
-        if let Some(executing) = self.executing.get_mut(&queued.run) {
-            executing.next = Some(queued);
+    /// When the next alarm is due, by the wall clock.
+    pub(crate) fn next_alarm(&self) -> Option<Timestamp> {
+        self.sleepers.next_alarm()
+    }
+
+    /// The next alarm that is due. A delayed run stands in its line from here on; what the others ask for is the caller's.
+    pub(crate) fn ring(&mut self, now: Timestamp) -> Option<(RunId, Alarm)> {
+        let (run, alarm) = self.sleepers.ring(now)?;
+        if alarm == Alarm::Start
+            && let Some(queued) = self.sleepers.take_delayed(run)
+        {
+            self.line(queued.job).pending -= 1;
+            self.queue(Queued { not_before: None, ..queued });
+            self.validate();
+        }
+        Some((run, alarm))
+    }
+
+    /// A run that is asleep, or will be once its body is gone.
+    pub(crate) fn sleeper(&self, run: RunId) -> Option<&Sleeper> {
+        match self.executing.get(&run).and_then(|executing| executing.next.as_ref()) {
+            Some(Next::Sleep(sleeper)) => Some(sleeper),
+            Some(Next::Queue(_)) => None,
+            None => self.sleepers.get(run),
+        }
+    }
+
+    fn line(&mut self, job: JobNumber) -> &mut Line {
+        self.lines.entry(job).or_default()
+    }
+
+    fn suspend(&mut self, sleeper: Sleeper) {
+        if let Some(executing) = self.executing.get_mut(&sleeper.run) {
+            executing.ended = true;
+            executing.next = Some(Next::Sleep(sleeper));
             return;
         }
-        let Queued { run, job, key, place, generation, crashes } = queued;
+        if let Some((name, limit)) = &sleeper.key {
+            self.keys.entry(name.clone()).or_default().ensure_held(sleeper.run, *limit);
+            self.offer(&name.clone());
+        }
+        self.line(sleeper.job).asleep += 1;
+        self.sleepers.add(sleeper);
+    }
+
+    fn queue(&mut self, queued: Queued) {
+        if let Some(executing) = self.executing.get_mut(&queued.run) {
+            executing.next = Some(Next::Queue(queued));
+            return;
+        }
+        if let Some(sleeper) = self.sleepers.remove(queued.run) {
+            self.line(sleeper.job).asleep -= 1;
+        }
+        if queued.not_before.is_some() {
+            self.line(queued.job).pending += 1;
+            self.sleepers.delay(queued);
+            return;
+        }
+        let Queued { run, job, key, place, generation, crashes, touched, holds, not_before: _ } = queued;
+        if touched {
+            self.touched.insert(run);
+        }
         if place.ticket != run {
             self.tickets.insert(place, run);
         }
@@ -328,6 +428,12 @@ impl Engine {
         self.lines.entry(job).or_default().pending += 1;
         match key {
             None => self.make_ready(place, run, job),
+            Some((name, limit)) if holds => {
+                self.keys.entry(name.clone()).or_default().ensure_held(run, limit);
+                self.offer(&name);
+                self.holding.insert(run, (name, limit));
+                self.make_ready(place, run, job);
+            }
             Some((name, limit)) => {
                 let waiting = Waiting { job, limit, started: generation > 0 };
                 self.keys.entry(name.clone()).or_default().waiting.insert(place, waiting);
@@ -341,6 +447,17 @@ impl Engine {
             executing.next = None;
             return;
         }
+        if let Some(sleeper) = self.sleepers.remove(run) {
+            self.line(job).asleep -= 1;
+            return self.let_go(run, sleeper.key.map(|(name, _)| name));
+        }
+        if self.sleepers.take_delayed(run).is_some() {
+            self.line(job).pending -= 1;
+            return;
+        }
+        self.touched.remove(&run);
+        let held = self.holding.remove(&run).map(|(name, _)| name);
+        let key = if held.is_some() { None } else { key };
         let place = self.pasts.get(&run).map_or(Place::new(false, run), |past| past.place);
         let in_line = match &key {
             None => {
@@ -358,7 +475,10 @@ impl Engine {
             line.pending -= 1;
         }
         match key {
-            None => self.unready(place, run, job),
+            None => {
+                self.unready(place, run, job);
+                self.let_go(run, held);
+            }
             Some(name) => {
                 if self.offers.contains_key(&place) {
                     self.unoffer(place, run, job, &name);
@@ -384,14 +504,25 @@ impl Engine {
             self.unpark();
         }
         self.refresh(executing.job);
-        if let Some(name) = executing.key {
+        match executing.next {
+            Some(Next::Sleep(sleeper)) => self.suspend(sleeper),
+            Some(Next::Queue(queued)) if queued.holds => self.queue(queued),
+            next => {
+                self.let_go(run, executing.key);
+                if let Some(Next::Queue(queued)) = next {
+                    self.queue(queued);
+                }
+            }
+        }
+    }
+
+    /// A run holds its key no more.
+    fn let_go(&mut self, run: RunId, key: Option<KeyName>) {
+        if let Some(name) = key {
             if let Some(key) = self.keys.get_mut(&name) {
                 key.release(run);
             }
             self.offer(&name);
-        }
-        if let Some(next) = executing.next {
-            self.queue(next);
         }
     }
 
@@ -485,7 +616,7 @@ impl Engine {
 
     /// What always holds. Checked after every event in debug builds, so every test of anything checks it.
     fn validate(&self) {
-        if !cfg!(debug_assertions) || self.lines.values().map(|line| line.pending).sum::<u64>() > 200 {
+        if !cfg!(debug_assertions) || self.lines.values().map(|line| line.pending + line.asleep).sum::<u64>() > 200 {
             return;
         }
         for (name, key) in &self.keys {
@@ -503,6 +634,12 @@ impl Engine {
             assert_eq!(executing, line.executing as usize, "executing runs of job {job}");
             let head = line.shown.map(|head| (head, *job));
             assert!(head.is_none_or(|head| self.heads.contains(&head)), "head of job {job} is not shown");
+            assert_eq!(self.sleepers.of_job(*job), line.asleep, "sleeping runs of job {job}");
+        }
+        for (run, name, limit) in self.sleepers.held().chain(self.holding.iter().map(|(run, (key, n))| (*run, key, *n)))
+        {
+            let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(run, limit)));
+            assert!(held, "{run} does not hold {name} any more");
         }
         for (run, executing) in &self.executing {
             if let Some(name) = &executing.key {

@@ -29,7 +29,17 @@ fn registered(job: JobNumber, limit: u32) -> Line {
 
 /// A run of job 1, newly triggered.
 fn new(run: u128) -> Queued {
-    Queued { run: id(run), job: 1, key: None, place: Place::new(false, id(run)), generation: 0, crashes: 0 }
+    Queued {
+        run: id(run),
+        job: 1,
+        key: None,
+        place: Place::new(false, id(run)),
+        generation: 0,
+        crashes: 0,
+        touched: false,
+        holds: false,
+        not_before: None,
+    }
 }
 
 /// A run of job 1 that a crash interrupted.
@@ -627,7 +637,11 @@ fn counts_are_of_runs_that_wait_and_of_runs_that_execute() {
             queued(new(1).at(9).after(1)),
         ],
     );
-    assert_eq!(engine.counts().collect::<Vec<_>>(), [(1, 3, 1)], "a resumed run waits though its old body still stops");
+    assert_eq!(
+        engine.counts().collect::<Vec<_>>(),
+        [(1, [3, 1, 0])],
+        "a resumed run waits though its old body still stops"
+    );
     assert_eq!(engine.bodies(), 2);
 }
 
@@ -918,14 +932,8 @@ impl Pair {
             }
             Act::Trigger { job, key } => {
                 let run = self.fresh();
-                self.queue(Queued {
-                    run,
-                    job,
-                    key: named(key),
-                    place: Place::new(false, run),
-                    generation: 0,
-                    crashes: 0,
-                });
+                let queued = Queued { run, job, key: named(key), place: Place::new(false, run), ..new(0) };
+                self.queue(queued);
             }
             Act::Replace { job, key } => {
                 let name = format!("k{key}");
@@ -940,7 +948,8 @@ impl Pair {
             }
             Act::Recover { job, key, crashes } => {
                 let run = self.fresh();
-                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), generation: 1, crashes });
+                let recovered = recovered(0, crashes);
+                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), ..recovered });
             }
             Act::Withdraw(n) => {
                 let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());

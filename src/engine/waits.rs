@@ -76,16 +76,20 @@ impl Engine {
     /// Whether a run can make progress: an executing one if it is among those that do; a pending one if a slot, a place
     /// among its job's and its key are free or held by one that does.
     fn can_go_on(&self, target: &Awaited, going: &BTreeSet<RunId>) -> bool {
+        // Whether what a sleeping run waits for comes is not known here, so it counts as coming.
+        if self.sleepers.contains(target.run) {
+            return true;
+        }
         if self.executing.contains_key(&target.run) {
             return going.contains(&target.run);
         }
         let slot = self.executing.len() < self.slots as usize || !going.is_empty();
         let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
             || going.iter().any(|run| self.executing.get(run).is_some_and(|other| other.job == target.job));
-        let key =
-            target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
-                key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| going.contains(run))
-            });
+        let key = target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
+            let goes_on = |run: &RunId| going.contains(run) || !self.executing.contains_key(run);
+            key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| goes_on(run))
+        });
         slot && place && key
     }
 }
@@ -113,7 +117,17 @@ mod tests {
             let key = key.map(|key| (key.into(), 1));
             let place = Place::new(false, run(n));
             engine.apply(
-                Event::Queued(Queued { run: run(n), job: JOB, key, place, generation: 0, crashes: 0 }),
+                Event::Queued(Queued {
+                    run: run(n),
+                    job: JOB,
+                    key,
+                    place,
+                    generation: 0,
+                    crashes: 0,
+                    touched: false,
+                    holds: false,
+                    not_before: None,
+                }),
                 std::time::Duration::ZERO,
             );
             assert!(engine.claim(std::time::Duration::ZERO).is_some());

@@ -83,6 +83,18 @@ pub enum EventKind {
     },
     /// A failed or cancelled run was put back in line.
     RunResumed,
+    /// All that its body waits for is stored: a moment, a signal, a child. It keeps its concurrency key and takes no slot.
+    RunSuspended {
+        /// When it goes on at the latest; `None` if only a signal or a child wakes it.
+        until: Option<Timestamp>,
+    },
+    /// Something that a suspended run waits for has come: it is pending again, first in line.
+    RunWoken,
+    /// It was sent a signal.
+    RunSignalled {
+        /// The signal's name.
+        name: Arc<str>,
+    },
     /// Its body reported progress. Uncommitted.
     RunProgress {
         /// How far it is.
@@ -134,6 +146,13 @@ pub enum EventKind {
         /// With what it failed.
         error: RunError,
     },
+    /// What a step waits for was recorded.
+    StepWaiting {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+    },
     /// A step returned after its run was cancelled: nothing of it was recorded. Uncommitted.
     StepCancelled {
         /// The step's key.
@@ -169,6 +188,9 @@ impl EventKind {
             EventKind::RunReleased { .. } => "run:released",
             EventKind::RunBlocked { .. } => "run:blocked",
             EventKind::RunResumed => "run:resume",
+            EventKind::RunSuspended { .. } => "run:suspend",
+            EventKind::RunWoken => "run:wake",
+            EventKind::RunSignalled { .. } => "run:signal",
             EventKind::RunProgress { .. } => "run:progress",
             EventKind::RunCompleted { .. } => "run:complete",
             EventKind::RunFailed { .. } => "run:fail",
@@ -177,6 +199,7 @@ impl EventKind {
             EventKind::StepStarted { .. } => "step:start",
             EventKind::StepCompleted { .. } => "step:complete",
             EventKind::StepFailed { .. } => "step:fail",
+            EventKind::StepWaiting { .. } => "step:wait",
             EventKind::StepCancelled { .. } => "step:cancel",
             EventKind::LogWritten { .. } => "log:write",
             EventKind::RuntimeError { .. } => "worker:error",
@@ -205,7 +228,10 @@ impl EventKind {
             EventKind::RunProgress { progress } => progress.message.as_ref().map_or(0, String::len),
             EventKind::RunCompleted { output, .. } => output.len(),
             EventKind::RunFailed { error } => error_bytes(error),
-            EventKind::StepStarted { step, .. } | EventKind::StepCancelled { step, .. } => step.len(),
+            EventKind::StepStarted { step, .. }
+            | EventKind::StepWaiting { step, .. }
+            | EventKind::StepCancelled { step, .. }
+            | EventKind::RunSignalled { name: step } => step.len(),
             EventKind::StepCompleted { step, output, .. } => step.len() + output.len(),
             EventKind::StepFailed { step, error, .. } => step.len() + error_bytes(error),
             EventKind::LogWritten { step, message, data, .. } => {
@@ -213,6 +239,8 @@ impl EventKind {
             }
             EventKind::RunReleased { .. }
             | EventKind::RunResumed
+            | EventKind::RunSuspended { .. }
+            | EventKind::RunWoken
             | EventKind::RunCancelled { .. }
             | EventKind::RunDeleted => 0,
         }

@@ -80,12 +80,13 @@ impl Told {
             What::Recorded { index, duration, record, .. } => (*index, *duration, record.clone()),
         };
         match codec::open::<StepRecord>(Table::Steps, &keys::of_run(self.subject.run, index), &record) {
-            Ok((StepRecord { key, error: None, .. }, output)) => {
+            Ok((StepRecord { key, error: None, open: None, .. }, output)) => {
                 EventKind::StepCompleted { step: key.into(), index, output: Payload::new(&output), duration }
             }
-            Ok((StepRecord { key, error: Some(error), .. }, _)) => {
+            Ok((StepRecord { key, error: Some(error), open: None, .. }, _)) => {
                 EventKind::StepFailed { step: key.into(), index, error: error.into() }
             }
+            Ok((StepRecord { key, open: Some(_), .. }, _)) => EventKind::StepWaiting { step: key.into(), index },
             // It was sealed in this process; only memory that fails can have changed it.
             Err(row) => EventKind::RuntimeError { message: row.to_string() },
         }

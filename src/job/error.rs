@@ -41,12 +41,20 @@ pub enum ErrorKind {
     Corrupted,
     /// A step was called after its body had ended.
     Detached,
+    /// A run that the step waited for failed; the chain has its error.
+    ChildFailed,
+    /// A run that the step waited for was cancelled.
+    ChildCancelled,
+    /// A run could not be triggered.
+    NotTriggered,
+    /// What arrived does not fit the type that the code expects.
+    Mismatch,
     /// Not known to this version.
     Other,
 }
 
 impl ErrorKind {
-    const NUMBERED: [ErrorKind; 12] = [
+    const NUMBERED: [ErrorKind; 16] = [
         ErrorKind::Error,
         ErrorKind::Panic,
         ErrorKind::Timeout,
@@ -59,6 +67,10 @@ impl ErrorKind {
         ErrorKind::InvalidOutput,
         ErrorKind::Corrupted,
         ErrorKind::Detached,
+        ErrorKind::ChildFailed,
+        ErrorKind::ChildCancelled,
+        ErrorKind::NotTriggered,
+        ErrorKind::Mismatch,
     ];
 
     /// The number on disk, part of the file format.
@@ -90,6 +102,11 @@ impl JobError {
         let record =
             ErrorRecord { kind: kind.to_byte(), message: cut(message), chain: Vec::new(), step: None, terminal: false };
         JobError { record: Box::new(record) }
+    }
+
+    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.record.kind = kind.to_byte();
+        self
     }
 
     pub(crate) fn from_record(record: ErrorRecord) -> Self {

@@ -58,6 +58,10 @@ pub struct Run {
     pub updated_at: Timestamp,
     /// Times it was taken up again after a crash.
     pub recoveries: u32,
+    /// The run whose step triggered it.
+    pub parent: Option<RunId>,
+    /// It does not start before this.
+    pub not_before: Option<Timestamp>,
     /// The run it was retriggered from.
     pub retriggered_from: Option<RunId>,
     /// The run that took its place in line.
@@ -129,8 +133,12 @@ pub struct StepInfo {
     pub name: String,
     /// Its index: given when the step was first called, growing, never renumbered.
     pub index: u32,
+    /// What sort of step it is.
+    pub kind: StepKind,
     /// How it came out.
     pub status: StepStatus,
+    /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).
+    pub waiting_for: Option<WaitingFor>,
     /// What it returned.
     pub output: Option<Value>,
     /// What it failed with.
@@ -139,8 +147,70 @@ pub struct StepInfo {
     pub attempts: u32,
     /// When its body was started.
     pub started_at: Timestamp,
-    /// When its body had returned.
+    /// When its body had returned; of one that waits, when that began.
     pub completed_at: Timestamp,
+}
+
+/// What sort of step it is. A key belongs to one sort: code that asks for another under it ends the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StepKind {
+    /// A piece of work: [`Step::run`](crate::Step::run) and its kin.
+    Run,
+    /// A pause: [`Step::sleep`](crate::Step::sleep).
+    Sleep,
+    /// A signal: [`Step::wait_signal`](crate::Step::wait_signal).
+    Signal,
+    /// A child that goes its own way: [`Step::trigger`](crate::Step::trigger).
+    Trigger,
+    /// A child whose end is waited for: [`Step::call`](crate::Step::call).
+    Call,
+}
+
+impl StepKind {
+    const NUMBERED: [StepKind; 5] =
+        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call];
+
+    /// The number on disk, part of the file format.
+    pub(crate) const fn to_byte(self) -> u8 {
+        match self {
+            StepKind::Run => 0,
+            StepKind::Sleep => 1,
+            StepKind::Signal => 2,
+            StepKind::Trigger => 3,
+            StepKind::Call => 4,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<StepKind> {
+        Self::NUMBERED.get(usize::from(byte)).copied()
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            StepKind::Run => "run",
+            StepKind::Sleep => "sleep",
+            StepKind::Signal => "signal",
+            StepKind::Trigger => "trigger",
+            StepKind::Call => "call",
+        })
+    }
+}
+
+/// What a step waits for: the first of these that comes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct WaitingFor {
+    /// A moment.
+    pub until: Option<Timestamp>,
+    /// A signal of this name.
+    pub signal: Option<String>,
+    /// The end of this run.
+    pub run: Option<RunId>,
 }
 
 /// How a step came out.
@@ -152,6 +222,8 @@ pub enum StepStatus {
     Completed,
     /// It failed for good.
     Failed,
+    /// It has no outcome yet.
+    Waiting,
 }
 
 /// How much a log line matters.

@@ -1,20 +1,23 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::blocking::Pool;
 use super::signals::{Signal, Signals};
+use crate::codec::records::{StepRecord, WaitRecord};
 use crate::event::{EventKind, StepTold, Told, What};
 use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError};
-use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX};
-use crate::store::op::{Accepted, Admitted, Checkpoint, Line, Notes, Op};
+use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
+use crate::run::StepKind;
+use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Suspension};
 use crate::store::read::{ReplayOutcome, ReplayStep};
 use crate::store::writer::Start;
 use crate::store::{Pending, Store};
@@ -49,6 +52,10 @@ pub(crate) struct Execution {
     /// Someone holds the token, so the body gets its grace after a cancel.
     watched: AtomicBool,
     steps: Mutex<Steps>,
+    /// Steps that are called and do not just wait.
+    busy: AtomicU32,
+    /// Steps that wait, for the look at every poll.
+    parked: AtomicU32,
     notes: Mutex<Notes>,
     verdict: Mutex<Option<Verdict>>,
     pub(crate) signals: Signals,
@@ -92,11 +99,29 @@ struct Steps {
     next_index: u32,
     count: u32,
     bytes: usize,
+    /// Steps that wait, by index.
+    parked: BTreeMap<u32, Parked>,
+    /// Waiting steps that the writer has given an outcome; they may not have looked yet.
+    decided: BTreeSet<u32>,
+    /// Signals that came during this execution.
+    signals: u64,
+    /// News of either sort.
+    heard: u64,
+}
+
+/// A step that waits in memory.
+struct Parked {
+    open: WaitRecord,
+    waker: Waker,
+    /// It is to ask again.
+    told: bool,
 }
 
 /// A key whose outcome is decided.
 pub(super) enum Known {
-    Replayed(u32, ReplayOutcome),
+    Replayed(u32, StepKind, ReplayOutcome),
+    /// It waits, or was dropped while it waited: its record is on disk.
+    Waits(u32, Box<StepRecord>),
     /// Handed to the writer by a step that was dropped before it heard.
     Handed(u32, Handed),
 }
@@ -118,6 +143,8 @@ pub(super) struct Ticket {
     pub(super) handed: Option<Handed>,
     /// The step has given its outcome to the body: the key stays used.
     pub(super) done: bool,
+    /// It waits, and does not count as busy.
+    parked: bool,
 }
 
 impl Execution {
@@ -128,6 +155,8 @@ impl Execution {
             cancelled: CancellationToken::new(),
             watched: AtomicBool::new(false),
             steps: Mutex::default(),
+            busy: AtomicU32::new(0),
+            parked: AtomicU32::new(0),
             notes: Mutex::default(),
             verdict: Mutex::default(),
             signals: Signals::default(),
@@ -140,6 +169,59 @@ impl Execution {
     pub(crate) fn cancel(&self) {
         self.cancelled.cancel();
         self.signals.raise(Signal::Cancelled);
+        if self.parked.load(Ordering::Relaxed) > 0 {
+            self.stuck();
+        }
+    }
+
+    /// Tells the body that something which its steps may wait for is on disk.
+    pub(crate) fn news(&self, news: News) {
+        let mut steps = self.steps();
+        steps.heard += 1;
+        match news {
+            News::Step(index) => {
+                steps.decided.insert(index);
+                if let Some(parked) = steps.parked.get_mut(&index) {
+                    parked.tell();
+                }
+            }
+            News::Signal(name) => {
+                steps.signals += 1;
+                let waiting = steps.parked.values_mut();
+                waiting.filter(|parked| parked.open.signal.as_deref() == Some(&*name)).for_each(Parked::tell);
+            }
+        }
+    }
+
+    /// Something that is no step is under way in the body, so it is not to be suspended.
+    pub(crate) fn set_busy(&self, busy: bool) {
+        if busy {
+            self.busy.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.busy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What would wake the run, if all that its steps do is wait, for longer than it is worth to stay in memory for.
+    pub(crate) fn suspension(&self) -> Option<Suspension> {
+        if self.parked.load(Ordering::Relaxed) == 0 || self.busy.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let steps = self.steps();
+        if steps.parked.values().any(|parked| parked.told) || self.cancelled.is_cancelled() {
+            return None;
+        }
+        let due = steps.parked.values().filter_map(|parked| parked.open.due).min();
+        if due.is_some_and(|due| due.since(self.now()) <= SUSPEND_AFTER) {
+            return None;
+        }
+        let names: BTreeSet<&str> = steps.parked.values().filter_map(|parked| parked.open.signal.as_deref()).collect();
+        Some(Suspension { due, signals: names.into_iter().map(Into::into).collect(), heard: steps.heard })
+    }
+
+    /// Signals that have come so far.
+    pub(super) fn signals_heard(&self) -> u64 {
+        self.steps().signals
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -159,7 +241,11 @@ impl Execution {
             }
             steps.bytes += step.bytes;
             steps.count += 1;
-            steps.known.insert(step.key, Known::Replayed(step.index, step.outcome));
+            let known = match step.outcome {
+                ReplayOutcome::Open(record) => Known::Waits(step.index, record),
+                outcome => Known::Replayed(step.index, step.kind, outcome),
+            };
+            steps.known.insert(step.key, known);
         }
     }
 
@@ -183,7 +269,7 @@ impl Execution {
             steps.known.remove(&*key)
         };
         let index = match &known {
-            Some(Known::Replayed(index, _) | Known::Handed(index, _)) => *index,
+            Some(Known::Replayed(index, ..) | Known::Waits(index, _) | Known::Handed(index, _)) => *index,
             None => {
                 let over = steps.count >= STEPS_MAX;
                 if over {
@@ -198,8 +284,9 @@ impl Execution {
         };
         steps.in_use.insert(key.clone(), at);
         drop(steps);
+        self.set_busy(true);
         let known = known.map(Box::new);
-        Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false })
+        Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
     }
 
     /// Counts the bytes of a checkpoint; says whether they are within the limit.
@@ -311,8 +398,62 @@ impl Execution {
     }
 }
 
+impl Parked {
+    fn tell(&mut self) {
+        self.told = true;
+        self.waker.wake_by_ref();
+    }
+}
+
+impl Ticket {
+    /// Whether its key held another sort of step before, which ends the run.
+    pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
+        let held = match self.known.as_deref() {
+            Some(Known::Replayed(_, kind, _)) => *kind,
+            Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
+            Some(Known::Handed(..)) | None => return false,
+        };
+        if held != asked {
+            let message = format!("step {:?} was a {held} and is a {asked} now", self.key);
+            self.execution.fail(ErrorKind::CheckpointMismatch, message);
+        }
+        held != asked
+    }
+
+    /// Waits without keeping the run in memory. Says whether there is something to ask for already: `signals` is how many
+    /// signals had come when the step asked last.
+    pub(super) fn park(&mut self, open: &WaitRecord, signals: u64, waker: &Waker) -> bool {
+        let mut steps = self.execution.steps();
+        if let Some(parked) = steps.parked.get_mut(&self.index) {
+            parked.waker.clone_from(waker);
+            return parked.told;
+        }
+        let missed = open.signal.is_some() && steps.signals != signals;
+        if missed || steps.decided.contains(&self.index) {
+            return true;
+        }
+        steps.parked.insert(self.index, Parked { open: open.clone(), waker: waker.clone(), told: false });
+        drop(steps);
+        self.parked = true;
+        self.execution.parked.fetch_add(1, Ordering::Relaxed);
+        self.execution.set_busy(false);
+        false
+    }
+
+    /// Waits no more.
+    pub(super) fn unpark(&mut self) {
+        if std::mem::take(&mut self.parked) {
+            self.execution.set_busy(true);
+            self.execution.parked.fetch_sub(1, Ordering::Relaxed);
+            self.execution.steps().parked.remove(&self.index);
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.unpark();
+        self.execution.set_busy(false);
         if self.done {
             return;
         }

@@ -1,6 +1,7 @@
 //! Steps as user code sees them.
 //!
-//! Layout: [`Step`] is what a body gets; [`StepRun`] the builder and future of one step; `execution` what its steps share;
+//! Layout: [`Step`] is what a body gets; [`StepRun`] the builder and future of one step, [`StepWait`] that of one which
+//! waits; `execution` what its steps share;
 //! `current` which body is being polled; `blocking` the threads for code that blocks.
 
 pub(crate) mod blocking;
@@ -9,11 +10,13 @@ pub(crate) mod execution;
 mod logger;
 mod run;
 pub(crate) mod signals;
+pub(crate) mod wait;
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::panic::Location;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,11 +25,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use logger::{Logger, ProgressReport};
 pub use run::StepRun;
+pub use wait::StepWait;
 
 use crate::id::RunId;
 use crate::job::JobResult;
-use crate::limits::STEP_KEY_BYTES_MAX;
-use execution::Execution;
+use crate::limits::{SIGNAL_NAME_BYTES_MAX, STEP_KEY_BYTES_MAX};
+use crate::run::StepKind;
+use crate::time::Timestamp;
+use execution::{Execution, Ticket};
+use wait::{Until, Wanted};
 
 /// The key of a step: a text, or a text and an item for loops (`("sync", 42)` is `sync[42]`). 1 to 1,024 bytes.
 ///
@@ -155,19 +162,103 @@ impl Step {
     }
 
     fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {
-        let StepKey(key) = key;
+        match self.claim(key, at) {
+            Claimed::Ticket(ticket) => StepRun::new(ticket, body),
+            Claimed::Detached(key) => StepRun::detached(key),
+            Claimed::Never => StepRun::never(),
+        }
+    }
+
+    pub(crate) fn begin_wait<'a, T>(
+        &self,
+        key: StepKey,
+        at: &'static Location<'static>,
+        wanted: Wanted,
+    ) -> StepWait<'a, T> {
+        match self.claim(key, at) {
+            Claimed::Ticket(ticket) => StepWait::new(ticket, wanted),
+            Claimed::Detached(key) => StepWait::detached(key),
+            Claimed::Never => StepWait::never(),
+        }
+    }
+
+    fn claim(&self, StepKey(key): StepKey, at: &'static Location<'static>) -> Claimed {
         if !(1..=STEP_KEY_BYTES_MAX).contains(&key.len()) {
             let message = format!("step key of {} bytes at {at}: it must have 1 to {STEP_KEY_BYTES_MAX}", key.len());
             self.execution.fail(crate::job::ErrorKind::OverLimit, message);
-            return StepRun::never();
+            return Claimed::Never;
         }
         if self.execution.is_over() {
-            return StepRun::detached(key.to_string());
+            return Claimed::Detached(key.to_string());
         }
-        match self.execution.claim(key, at) {
-            Some(ticket) => StepRun::new(ticket, body),
-            None => StepRun::never(),
+        self.execution.claim(key, at).map_or(Claimed::Never, Claimed::Ticket)
+    }
+
+    /// A pause that survives restarts: minutes or months. Its end is stored at the first call, so a crash does not begin it
+    /// anew, and it never ends early; how late depends on the load, and at most 30 s on a clock that is set meanwhile.
+    ///
+    /// While all that a body does is wait, its run is suspended: it keeps its concurrency key, takes no slot, and holds no
+    /// memory worth naming. What it awaits beside steps is dropped then, and what it does outside of steps is done again.
+    ///
+    /// ```
+    /// # use durably::{Job, Step};
+    /// # use std::time::Duration;
+    /// let reminder = Job::new("reminder", |step: Step, user: String| async move {
+    ///     step.sleep("three-days", Duration::from_secs(3 * 24 * 3600)).await?;
+    ///     step.run("mail", || async { Ok(println!("{user}, you left something behind")) }).await
+    /// });
+    /// ```
+    #[track_caller]
+    pub fn sleep<'a>(&self, key: impl Into<StepKey>, duration: Duration) -> StepWait<'a, ()> {
+        self.begin_wait(key.into(), Location::caller(), Wanted::pause(Until::For(duration)))
+    }
+
+    /// Like [`Step::sleep`], up to a moment of the wall clock. The moment of the first call counts.
+    #[track_caller]
+    pub fn sleep_until<'a>(&self, key: impl Into<StepKey>, at: Timestamp) -> StepWait<'a, ()> {
+        self.begin_wait(key.into(), Location::caller(), Wanted::pause(Until::At(at)))
+    }
+
+    /// Waits for a signal sent to this run by [`Durably::signal`](crate::Durably::signal), of a name of 1 to 128 bytes.
+    ///
+    /// Signals are kept in the order in which they came, also those sent before anyone waits, and each is taken by one step.
+    /// A [`timeout`](StepWait::timeout) can be set. See [`Step::sleep`] for what becomes of the run meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout); [`ErrorKind::Mismatch`](crate::ErrorKind::Mismatch) if the signal
+    /// does not fit the type: it is consumed all the same.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let order = Job::new("order", |step: Step, item: String| async move {
+    ///     let by: String = step.wait_signal("approval", "approved").timeout(Duration::from_secs(86_400)).await?;
+    ///     Ok(format!("{item}, approved by {by}"))
+    /// });
+    /// let durably = Durably::in_memory().await?;
+    /// let order = durably.register(order)?;
+    /// let run = order.trigger("tea".into()).await?;
+    /// durably.signal(run.id(), "approved", &"ann").await?;
+    /// assert_eq!(run.output().await?, "tea, approved by ann");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn wait_signal<'a, T: DeserializeOwned + Send + 'a>(
+        &self,
+        key: impl Into<StepKey>,
+        name: impl Into<String>,
+    ) -> StepWait<'a, T> {
+        let (name, at) = (name.into(), Location::caller());
+        if !(1..=SIGNAL_NAME_BYTES_MAX).contains(&name.len()) {
+            let message = format!("signal name of {} bytes at {at}: 1 to {SIGNAL_NAME_BYTES_MAX}", name.len());
+            self.execution.fail(crate::job::ErrorKind::OverLimit, message);
+            return StepWait::never();
         }
+        let wanted = Wanted { signal: Some(name), ..Wanted::new(StepKind::Signal) };
+        self.begin_wait(key.into(), at, wanted)
     }
 
     /// Reports how far the body has come, of `total` if that is known (`None::<usize>` if not). It counts at once; the
@@ -198,6 +289,15 @@ impl Step {
     pub fn run_id(&self) -> RunId {
         self.execution.start.run
     }
+}
+
+/// What the claim of a key came to.
+enum Claimed {
+    Ticket(Ticket),
+    /// The body has ended.
+    Detached(String),
+    /// The run is ended.
+    Never,
 }
 
 /// One try of one step, as its body sees it.

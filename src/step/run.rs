@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::event::{EventKind, StepTold};
 use crate::hooks::Failpoint;
 use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema};
+use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
 use crate::time::Timestamp;
@@ -128,6 +129,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                         ticket.execution.stuck();
                         State::Never
                     }
+                    State::Called(ticket, _) if ticket.is_other_kind(StepKind::Run) => State::Never,
                     State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
                     State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
                     State::Admitted(mut admitting, outcome) => match admitting.as_mut().poll(cx) {
@@ -144,15 +146,16 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                         }
                         return polled;
                     }
-                    State::Detached(key) => {
-                        let message = format!("step {key:?} was called after its body had ended");
-                        return Poll::Ready(Err(JobError::of_kind(ErrorKind::Detached, message)));
-                    }
+                    State::Detached(key) => return Poll::Ready(Err(detached(&key))),
                     waiting @ (State::Tried(_) | State::Recording(..) | State::Never) => waiting,
                 },
             }
         }
     }
+}
+
+pub(super) fn detached(key: &str) -> JobError {
+    JobError::of_kind(ErrorKind::Detached, format!("step {key:?} was called after its body had ended"))
 }
 
 impl<T> State<'_, T> {
@@ -161,7 +164,7 @@ impl<T> State<'_, T> {
     }
 }
 
-fn span_of(ticket: &Ticket) -> Span {
+pub(super) fn span_of(ticket: &Ticket) -> Span {
     let subject = &ticket.execution.start.subject;
     tracing::info_span!(
         "durably.step",
@@ -267,11 +270,13 @@ impl<T: Serialize + DeserializeOwned> Outcome<T> {
         let execution = &ticket.execution;
         let header = StepRecordRef {
             key: &ticket.key,
+            kind: StepKind::Run.to_byte(),
             generation: execution.start.generation,
             started_at,
             completed_at: execution.now(),
             attempts: 1,
             error: None,
+            open: None,
         };
         let sealed = result.and_then(|value| {
             let output_at = codec::seal_into(&mut scratch, &header, |out| {
@@ -311,6 +316,47 @@ impl<T> Outcome<T> {
         ticket.handed = Some(ticket.execution.hand_over(told, admitted));
         ticket.execution.means.hooks.pass(Failpoint::CheckpointHandedOver);
         State::Recording(ticket, result)
+    }
+}
+
+/// Records that a step has failed, and gives that to the body once it is on disk.
+pub(super) async fn record_failure<T>(
+    mut ticket: Ticket,
+    kind: StepKind,
+    started_at: Timestamp,
+    error: JobError,
+) -> JobResult<T> {
+    let mut record = error.into_record();
+    record.step = Some(ticket.key.to_string());
+    let execution = ticket.execution.clone();
+    let header = StepRecordRef {
+        key: &ticket.key,
+        kind: kind.to_byte(),
+        generation: execution.start.generation,
+        started_at,
+        completed_at: execution.now(),
+        attempts: 1,
+        error: Some(&record),
+        open: None,
+    };
+    let mut sealed = Vec::new();
+    let Ok(output_at) = codec::seal_into(&mut sealed, &header, |_| Ok::<(), Infallible>(()));
+    let admitted = execution.means.store.admit_body(sealed.len()).await;
+    let told = StepTold {
+        step: ticket.key.clone(),
+        index: ticket.index,
+        duration: execution.now().since(started_at),
+        record: sealed.into(),
+        output_at,
+        error: Some(Box::new(record.clone())),
+    };
+    ticket.handed = Some(execution.hand_over(told, admitted));
+    match poll_fn(|cx| poll_recorded(&mut ticket, cx)).await {
+        Some(_) => {
+            ticket.done = true;
+            Err(JobError::from_record(record))
+        }
+        None => never().await,
     }
 }
 
@@ -354,8 +400,8 @@ async fn replay<T: DeserializeOwned>(mut ticket: Ticket) -> JobResult<T> {
     outcome.map_err(JobError::from_record)
 }
 
-async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
-    let (index, outcome) = match ticket.known.take().map(|known| *known) {
+pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
+    let (index, kind, outcome) = match ticket.known.take().map(|known| *known) {
         Some(Known::Handed(_, handed)) => {
             ticket.handed = Some(handed);
             return match poll_fn(|cx| poll_recorded(ticket, cx)).await {
@@ -364,20 +410,22 @@ async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
                 None => never().await,
             };
         }
-        Some(Known::Replayed(index, outcome)) => (index, outcome),
-        None => return never().await,
+        Some(Known::Replayed(index, kind, outcome)) => (index, kind, outcome),
+        // A wait goes on where it is awaited.
+        Some(Known::Waits(_, _)) | None => return never().await,
     };
     // It stays known, should this be dropped before it is done.
-    ticket.known = Some(Box::new(Known::Replayed(index, outcome.clone())));
+    ticket.known = Some(Box::new(Known::Replayed(index, kind, outcome.clone())));
     match outcome {
         ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
         ReplayOutcome::Output(json) => Ok(json),
         ReplayOutcome::Failed(record) => Err(record),
+        ReplayOutcome::Open(_) => never().await,
     }
 }
 
 /// A stored output as the type that is expected now; one that does not fit ends the run.
-async fn fitting<T: DeserializeOwned>(ticket: &Ticket, json: &[u8]) -> T {
+pub(super) async fn fitting<T: DeserializeOwned>(ticket: &Ticket, json: &[u8]) -> T {
     match schema::decode::<T>(json) {
         Ok(value) => value,
         Err(error) => {
@@ -438,6 +486,6 @@ pub(super) async fn on_thread<T: Send + 'static>(
 }
 
 /// What the runtime's own doings resolve to.
-async fn never<T>() -> T {
+pub(super) async fn never<T>() -> T {
     std::future::pending().await
 }

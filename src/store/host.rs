@@ -1,6 +1,9 @@
 //! Where the writer runs: on its own thread, or inline for a simulation.
 
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::inbox::Inbox;
 use super::op::Op;
@@ -12,9 +15,22 @@ pub(super) trait Host: Send + Sync {
     /// Gives the writer its effects and lets it work.
     fn connect(&self, effects: Arc<dyn Effects>) -> Result<(), Error>;
 
+    /// How long the writer may be left alone, if someone has to see to it.
+    fn idle_for(&self) -> Option<Idle> {
+        None
+    }
+
     /// Hands an operation over; gives it back once the writer has ended.
     #[must_use]
     fn submit(&self, op: Op) -> Option<Op>;
+}
+
+/// A writer without a thread waits for nothing by itself.
+pub(crate) struct Idle {
+    /// Until it has something to do; `None`: as long as nobody asks for anything.
+    pub(crate) timeout: Option<Duration>,
+    /// Notified whenever that may be another.
+    pub(crate) changed: Arc<Notify>,
 }
 
 /// The writer on a thread of its own: its flushes block no async thread.
@@ -58,11 +74,12 @@ impl Drop for Threaded {
 pub(super) struct Inline {
     writer: Mutex<Option<Writer>>,
     inbox: Arc<Inbox>,
+    changed: Arc<Notify>,
 }
 
 impl Inline {
     pub(super) fn new(writer: Writer, inbox: Arc<Inbox>) -> Self {
-        Inline { writer: Mutex::new(Some(writer)), inbox }
+        Inline { writer: Mutex::new(Some(writer)), inbox, changed: Arc::default() }
     }
 
     fn work(&self) {
@@ -74,12 +91,18 @@ impl Inline {
         };
         if let Some(writer) = held.as_mut() {
             while writer.has_pending() || !self.inbox.is_empty() {
-                if writer.step(Some(std::time::Duration::ZERO)) {
+                if writer.step(Some(Duration::ZERO)) {
                     held.take().into_iter().for_each(Writer::close);
                     break;
                 }
             }
         }
+    }
+}
+
+impl Drop for Inline {
+    fn drop(&mut self) {
+        self.changed.notify_one();
     }
 }
 
@@ -95,6 +118,13 @@ impl Host for Inline {
     fn submit(&self, op: Op) -> Option<Op> {
         let refused = self.inbox.push(op);
         self.work();
+        self.changed.notify_one();
         refused
+    }
+
+    fn idle_for(&self) -> Option<Idle> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let timeout = writer.as_ref()?.timeout();
+        Some(Idle { timeout, changed: self.changed.clone() })
     }
 }

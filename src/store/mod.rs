@@ -15,7 +15,7 @@ pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;
 mod held;
-mod host;
+pub(crate) mod host;
 mod inbox;
 mod journal;
 pub(crate) mod op;
@@ -273,6 +273,12 @@ impl Store {
         let (call, answer) = Call::new(request, admitted);
         self.send(wrap(call));
         Pending { answer }
+    }
+
+    /// Does what is due for a writer without a thread: gives how long nothing is, and what tells that this has changed.
+    /// `None`: it has a thread, or has ended.
+    pub(crate) fn idle_for(&self) -> Option<host::Idle> {
+        self.inner.host.idle_for()
     }
 
     /// Hands over an operation; after the end, it is answered with [`Error::ShutDown`].

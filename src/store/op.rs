@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::codec::records::{ErrorRecord, ProgressRecord};
+use crate::codec::records::{ErrorRecord, ProgressRecord, StepRecord};
 use crate::engine::Generation;
 use crate::error::Error;
 use crate::event::StepTold;
@@ -61,6 +61,11 @@ pub(crate) enum Op {
     Wait(Call<(RunId, RunId), ()>),
     WaitOver(RunId, RunId),
     Checkpoint(Call<Checkpoint, Accepted>),
+    /// A step waits for something, or asks whether that has come.
+    Await(Box<Call<Await, Settled>>),
+    /// A step triggers a run.
+    Spawn(Box<Call<Spawn, Settled>>),
+    Signal(Box<Call<Signal, ()>>),
     // Boxed: an operation is moved five times on its way, and most are checkpoints.
     End(Box<Call<End, Accepted>>),
     Notes(Box<Call<NotesOf, Accepted>>),
@@ -72,6 +77,8 @@ pub(crate) enum Op {
     Quiet(Call<(), ()>),
     /// Start up to that many runs, if paused; answered with how many ended once none is left to start.
     Idle(Call<Option<u64>, u64>),
+    /// Time has passed: what is due is done.
+    Tick,
     Stats(Call<(), Counts>),
     /// Fold, close, and end the writer.
     /// Whether what still executes is handed back, or left to be found as crashed.
@@ -83,6 +90,10 @@ impl Op {
         Op::End(Box::new(call))
     }
 
+    pub(crate) fn signal(call: Call<Signal, ()>) -> Op {
+        Op::Signal(Box::new(call))
+    }
+
     pub(crate) fn notes(call: Call<NotesOf, Accepted>) -> Op {
         Op::Notes(Box::new(call))
     }
@@ -92,6 +103,8 @@ impl Op {
         match self {
             Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
             Op::Checkpoint(call) => call.request.told.record.len() + 64,
+            Op::Spawn(call) => call.request.child.bytes(),
+            Op::Signal(call) => call.request.payload.len() + 128,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
                 _ => 512,
@@ -107,12 +120,15 @@ impl Op {
             self,
             Op::Register(_)
                 | Op::Checkpoint(_)
+                | Op::Await(_)
+                | Op::Spawn(_)
                 | Op::End(_)
                 | Op::Notes(_)
                 | Op::Stopped(..)
                 | Op::WaitOver(..)
                 | Op::Quiet(_)
                 | Op::Idle(_)
+                | Op::Tick
                 | Op::Close(_)
         )
     }
@@ -128,6 +144,9 @@ impl Op {
             Op::Purge(call) => call.settle(failure),
             Op::Wait(call) => call.settle(failure),
             Op::Checkpoint(call) => call.settle(failure),
+            Op::Await(call) => call.settle(failure),
+            Op::Spawn(call) => call.settle(failure),
+            Op::Signal(call) => call.settle(failure),
             Op::End(call) => call.settle(failure),
             Op::Notes(call) => call.settle(failure),
             Op::Pause(call) => call.settle(failure),
@@ -135,7 +154,7 @@ impl Op {
             Op::Idle(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
-            Op::WaitOver(..) | Op::Stopped(..) => {}
+            Op::WaitOver(..) | Op::Stopped(..) | Op::Tick => {}
         }
     }
 }
@@ -156,6 +175,16 @@ pub(crate) struct NewRun {
     pub(crate) concurrency: Option<Concurrency>,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) retriggered_from: Option<RunId>,
+    pub(crate) parent: Option<Parent>,
+    pub(crate) not_before: Option<Timestamp>,
+}
+
+/// The run whose step triggers a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parent {
+    pub(crate) run: RunId,
+    /// It is not cancelled with its parent.
+    pub(crate) detached: bool,
 }
 
 impl NewRun {
@@ -229,6 +258,55 @@ pub(crate) struct Checkpoint {
     pub(crate) notes: Option<Box<Notes>>,
 }
 
+/// A step that waits.
+#[derive(Debug, Clone)]
+pub(crate) struct Await {
+    pub(crate) run: RunId,
+    pub(crate) generation: Generation,
+    pub(crate) index: u32,
+    /// Open, with what it waits for.
+    pub(crate) record: StepRecord,
+    /// The record is on disk as it is.
+    pub(crate) stored: bool,
+}
+
+/// A step that triggers a run, and goes on, or waits for its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Spawn {
+    /// The step; its record is open and waits for nothing yet.
+    pub(crate) step: Await,
+    pub(crate) child: NewRun,
+}
+
+/// How a waiting step stands.
+#[derive(Debug, Clone)]
+#[must_use]
+pub(crate) enum Settled {
+    /// It has its outcome, on disk.
+    Decided(Result<Bytes, Box<ErrorRecord>>),
+    /// It waits for what this says, on disk.
+    Open(Box<StepRecord>),
+    /// The run has its outcome already, or another lease: nothing was recorded.
+    Refused,
+}
+
+/// A signal for a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Signal {
+    pub(crate) run: RunId,
+    pub(crate) name: Arc<str>,
+    pub(crate) payload: Bytes,
+}
+
+/// What a body in memory is told about what its steps wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    /// A step has its outcome.
+    Step(u32),
+    /// A signal of this name has come.
+    Signal(Arc<str>),
+}
+
 /// Whether a write of a run was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -256,8 +334,20 @@ pub(crate) enum Outcome {
     Failed(ErrorRecord),
     /// Pending again, first in line, nothing counted: a shutdown, or a fault of ours.
     HandedBack,
+    /// All that the body waits for is stored.
+    Suspended(Suspension),
     /// Pending and not in line: the registered code can't decode the stored input.
     Blocked(String),
+}
+
+/// What wakes a suspended run, besides the runs that it waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Suspension {
+    pub(crate) due: Option<Timestamp>,
+    /// Names, each once.
+    pub(crate) signals: Vec<Arc<str>>,
+    /// How much news the body had heard of: if there was more, it must look again.
+    pub(crate) heard: u64,
 }
 
 /// Progress and log lines that ride on a run's next commit.

@@ -16,7 +16,7 @@ use crate::engine::JobNumber;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
-use crate::run::{LogLevel, LogLine, Progress, Run, RunStatus, StepInfo, StepStatus};
+use crate::run::{LogLevel, LogLine, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor};
 
 /// The names of jobs by number; they never change, so readers keep them.
 pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
@@ -35,6 +35,7 @@ pub(crate) struct Rowset {
 pub(crate) struct ReplayStep {
     pub(crate) key: String,
     pub(crate) index: u32,
+    pub(crate) kind: StepKind,
     pub(crate) bytes: usize,
     pub(crate) outcome: ReplayOutcome,
 }
@@ -45,6 +46,8 @@ pub(crate) enum ReplayOutcome {
     /// Too large to be kept: it is read when asked for.
     Stored,
     Failed(ErrorRecord),
+    /// It waits for what this says.
+    Open(Box<StepRecord>),
 }
 
 impl Store {
@@ -106,8 +109,11 @@ impl Store {
             let mut steps = Vec::new();
             let mut kept = 0;
             view.steps(run, &mut |index, row| {
-                let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+                let key = keys::of_run(run, index);
+                let (record, output) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
+                let (kind, key) = (kind(&record, &key)?, record.key.clone());
                 let outcome = match record.error {
+                    _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
                     None if output.len() <= REPLAY_INLINE_BYTES_MAX && kept + output.len() <= REPLAY_BYTES_MAX => {
                         kept += output.len();
@@ -115,7 +121,7 @@ impl Store {
                     }
                     None => ReplayOutcome::Stored,
                 };
-                steps.push(ReplayStep { key: record.key, index, bytes: row.len(), outcome });
+                steps.push(ReplayStep { key, index, kind, bytes: row.len(), outcome });
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -203,6 +209,8 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         created_at: record.created_at,
         updated_at: state.updated_at.unwrap_or(record.created_at),
         recoveries: state.recoveries,
+        parent: record.parent,
+        not_before: record.not_before,
         retriggered_from: record.retriggered_from,
         replaced_by: state.replaced_by,
         blocked: state.blocked,
@@ -212,18 +220,29 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
 fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
     let key = &keys::of_run(run, index)[..];
     let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
-    let failed = record.error.is_some();
+    let kind = kind(&record, key)?;
+    let status = match (&record.open, &record.error) {
+        (Some(_), _) => StepStatus::Waiting,
+        (None, Some(_)) => StepStatus::Failed,
+        (None, None) => StepStatus::Completed,
+    };
     Ok(StepInfo {
         run_id: run,
         name: record.key,
         index,
-        status: if failed { StepStatus::Failed } else { StepStatus::Completed },
-        output: if failed { None } else { Some(json(Table::Steps, key, &output)?) },
+        kind,
+        status,
+        waiting_for: record.open.map(|open| WaitingFor { until: open.due, signal: open.signal, run: open.run }),
+        output: if status == StepStatus::Completed { Some(json(Table::Steps, key, &output)?) } else { None },
         error: record.error.map(Into::into),
         attempts: record.attempts,
         started_at: record.started_at,
         completed_at: record.completed_at,
     })
+}
+
+fn kind(record: &StepRecord, key: &[u8]) -> Result<StepKind, Corrupted> {
+    StepKind::from_byte(record.kind).ok_or_else(|| Corrupted::new(Table::Steps, key, "unknown kind"))
 }
 
 fn log_line(run: RunId, key: &[u8], row: &Bytes) -> Result<LogLine, Fault> {

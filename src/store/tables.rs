@@ -12,11 +12,14 @@
 //! | [`Table::Steps`] | run, lowest index `u32` | a block of steps (see [`steps`](super::steps)), each a `StepRecord`, payload its output |
 //! | [`Table::Logs`] | run, line `u32` | `LogRecord`, payload the fields |
 //! | [`Table::Idempotency`] | job `u32`, key | run |
-//! | [`Table::ByStatus`] | status `u8`, run | pending and leased, which stand together: `LineRecord` as of when it was pending; else – |
+//! | [`Table::ByStatus`] | status `u8`, run | pending and leased, which stand together: `LineRecord` as of when it was pending; suspended: `SleepRecord`; else – |
 //! | [`Table::ByJob`] | job `u32`, run | – |
 //! | [`Table::ByLabel`] | length, label key, length, label value, run | – |
 //! | [`Table::Ended`] | completion time `u64` ms, run | – |
 //! | [`Table::Tallies`] | job `u32` | `TallyRecord` |
+//! | [`Table::Signals`] | run, length, name, ticket | payload of a signal that nobody has taken |
+//! | [`Table::Children`] | parent, child | whether the child goes its own way: one byte |
+//! | [`Table::Awaiters`] | awaited run, waiting run, its step `u32` | – |
 //!
 //! Numbers in keys are big endian, so that bytes sort as numbers do. All but the first three are *logical* tables: their
 //! rows may still be in the journal, and every read goes through tables and tail together.
@@ -59,10 +62,13 @@ pub(crate) enum Table {
     ByLabel = 9,
     Ended = 10,
     Tallies = 11,
+    Signals = 12,
+    Children = 13,
+    Awaiters = 14,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 12] = [
+    pub(crate) const ALL: [Table; 15] = [
         Table::Jobs,
         Table::Runs,
         Table::States,
@@ -75,6 +81,9 @@ impl Table {
         Table::ByLabel,
         Table::Ended,
         Table::Tallies,
+        Table::Signals,
+        Table::Children,
+        Table::Awaiters,
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Table> {
@@ -95,6 +104,9 @@ impl Table {
             Table::ByLabel => "by_label",
             Table::Ended => "ended",
             Table::Tallies => "tallies",
+            Table::Signals => "signals",
+            Table::Children => "children",
+            Table::Awaiters => "awaiters",
         }
     }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
+    WaitRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
@@ -86,6 +87,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 labels: vec![(text(), text()), (text(), text())],
                 fingerprint: [7; 16],
                 retriggered_from: run,
+                parent: run,
+                not_before: Some(at),
                 ticket: None,
             };
             codec::seal(&record, b"{\"a\":1}")
@@ -99,13 +102,33 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         3 => codec::seal(&(), b"[1,2,3]"),
         4 => {
             let (key, error) = (text(), Some(error));
-            let step = StepRecord { key, generation: seed, started_at: at, completed_at: at, attempts: 1, error };
+            let open = Some(WaitRecord { due: Some(at), signal: Some(text()), run });
+            let step = StepRecord {
+                key,
+                kind: 1,
+                generation: seed,
+                started_at: at,
+                completed_at: at,
+                attempts: 1,
+                error,
+                open,
+            };
             codec::seal(&step, b"7")
         }
         5 => codec::seal(&LogRecord { level: 1, at, step: Some(text()), message: text() }, b"null"),
         6 => {
-            let line =
-                LineRecord { job: 1, key, generation: seed, crashes: 1, front: true, ticket: run, blocked: false };
+            let line = LineRecord {
+                job: 1,
+                key,
+                generation: seed,
+                crashes: 1,
+                front: true,
+                ticket: run,
+                blocked: false,
+                touched: true,
+                holds: true,
+                not_before: Some(at),
+            };
             codec::seal(&line, &[])
         }
         7 => codec::seal(&TallyRecord { completed: seed, failed: 1, cancelled: 2 }, &[]),

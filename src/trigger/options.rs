@@ -171,6 +171,8 @@ impl Options {
             concurrency,
             labels: self.labels,
             retriggered_from,
+            parent: None,
+            not_before: None,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::id::RunId;
 use crate::job::schema;
 use crate::run::{LogLine, Progress, Run, RunStatus};
 use crate::step::current;
+use crate::step::execution::Execution;
 use crate::store::op::{Admitted, Op};
 
 type OnProgress = Box<dyn FnMut(&Progress) + Send>;
@@ -210,18 +211,23 @@ struct BodyWait {
     core: Arc<Core>,
     waiter: RunId,
     run: RunId,
+    /// Not to be suspended meanwhile: this wait is nothing that would wake it.
+    execution: Option<Arc<Execution>>,
 }
 
 impl BodyWait {
     async fn begin(core: &Arc<Core>, run: RunId) -> Result<Option<BodyWait>, Error> {
         let Some(waiter) = current::run() else { return Ok(None) };
         core.store.submit(Op::Wait, (waiter, run), Admitted::default()).answer().await?;
-        Ok(Some(BodyWait { core: core.clone(), waiter, run }))
+        let execution = core.hub.bodies.execution(waiter, None);
+        execution.iter().for_each(|execution| execution.set_busy(true));
+        Ok(Some(BodyWait { core: core.clone(), waiter, run, execution }))
     }
 }
 
 impl Drop for BodyWait {
     fn drop(&mut self) {
+        self.execution.iter().for_each(|execution| execution.set_busy(false));
         self.core.store.send(Op::WaitOver(self.waiter, self.run));
     }
 }

@@ -332,7 +332,16 @@ impl World {
         let now = self.clock.now();
         let step = format!("step-{index}");
         let (key, attempts) = (step.as_str(), 1);
-        let header = StepRecordRef { key, generation, started_at: now, completed_at: now, attempts, error: None };
+        let header = StepRecordRef {
+            key,
+            kind: 0,
+            generation,
+            started_at: now,
+            completed_at: now,
+            attempts,
+            error: None,
+            open: None,
+        };
         let mut record = Vec::new();
         let output = json(value);
         let Ok(output_at) = codec::seal_into(&mut record, &header, |out| {
@@ -436,6 +445,8 @@ pub(super) fn new(input: &str) -> NewRun {
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
         retriggered_from: None,
+        parent: None,
+        not_before: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
+use super::execution::line_of;
 use super::triggers::{expired, queued};
 use super::turn::{Effect, Loaded, Turn};
 use super::{Fault, Writer};
@@ -59,6 +60,7 @@ impl Writer {
                 Err(error) => return Ok(Err(error)),
             };
             count += 1;
+            let has_children = self.bodies.get(run).map_or(loaded.state.has_children, |body| body.state.has_children);
             if let Some(body) = self.bodies.get(run).cloned() {
                 if self.config.hooks.plants(Bug::CancelInMemory) {
                     self.bodies.remove(run);
@@ -76,6 +78,10 @@ impl Writer {
             } else {
                 let mut state = loaded.state.clone();
                 self.end_pending(turn, *run, &loaded, &mut state)?;
+            }
+            // After its own end, so that theirs do not wake it.
+            if has_children {
+                count += self.cancel_children(turn, *run)?;
             }
         }
         Ok(Ok(count))
@@ -132,15 +138,8 @@ impl Writer {
         let ticket = self.ids.next(turn.now);
         state.ticket = Some(ticket);
         turn.put_state(run, &state, false);
-        let line = LineRecord {
-            job: record.job,
-            key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
-            generation: state.generation,
-            crashes: 0,
-            front: self.config.hooks.plants(Bug::ResumedGoFirst),
-            ticket: Some(ticket),
-            blocked: false,
-        };
+        let front = self.config.hooks.plants(Bug::ResumedGoFirst);
+        let line = LineRecord { crashes: 0, front, ..line_of(&record, &state, false) };
         turn.stage.delete(Table::ByStatus, keys::by_status(was, run));
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         self.tally(turn, record.job, was, -1);
@@ -185,6 +184,15 @@ impl Writer {
         if state.logs.next > state.logs.first {
             self.delete_logs(turn, run)?;
         }
+        if state.signalled {
+            self.delete_prefix(turn, Table::Signals, run)?;
+        }
+        if state.has_children {
+            self.delete_prefix(turn, Table::Children, run)?;
+        }
+        if let Some(parent) = record.parent {
+            turn.stage.delete(Table::Children, keys::child(parent, run));
+        }
         for (key, value) in &record.labels {
             turn.stage.delete(Table::ByLabel, keys::by_label(key, value, run));
         }
@@ -213,8 +221,13 @@ impl Writer {
     }
 
     pub(super) fn delete_logs(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
-        for key in turn.rows().keys(Table::Logs, run.as_bytes())? {
-            turn.stage.delete(Table::Logs, &key[..]);
+        self.delete_prefix(turn, Table::Logs, run)
+    }
+
+    /// Deletes the rows of a table whose keys begin with a run.
+    fn delete_prefix(&mut self, turn: &mut Turn<'_>, table: Table, run: RunId) -> Result<(), Fault> {
+        for key in turn.rows().keys(table, run.as_bytes())? {
+            turn.stage.delete(table, &key[..]);
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::turn::{Effect, Loaded, Turn, subject};
-use super::{Body, Fault, Start, Writer};
-use crate::codec::records::{LineRecord, LogRecord, LogTally, StateRecord};
+use super::{Body, Fault, Start, Writer, waits};
+use crate::codec::records::{LineRecord, LogRecord, LogTally, RunRecord, StateRecord};
 use crate::codec::{self, keys};
 use crate::config::{LogRetention, StepRetention};
 use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
@@ -81,7 +81,7 @@ impl Writer {
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false };
+        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -96,7 +96,7 @@ impl Writer {
     }
 
     /// Whether a lease may write, and the body it is of.
-    fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
+    pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
         // A body is here for as long as the engine's fence holds for its lease: one search is enough.
         self.bodies.get_mut(&run).filter(|body| body.generation == generation)
     }
@@ -169,6 +169,7 @@ impl Writer {
         match &end.outcome {
             Outcome::Completed(output) => {
                 turn.ends.push((run, Ended::Completed(output.clone())));
+                self.tell_awaiters(turn, run, &Ok(output.clone()))?;
                 let kind = EventKind::RunCompleted { output: Payload::new(output), duration: end.duration };
                 self.conclude(turn, run, &body, &mut state, RunStatus::Completed, kind)?;
                 if output.len() <= OUTPUT_WITH_STATE_BYTES_MAX {
@@ -194,6 +195,7 @@ impl Writer {
                 state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(counted) };
                 self.put_back(turn, run, &body, &mut state, None);
             }
+            Outcome::Suspended(suspension) => self.suspend(turn, run, &body, &mut state, suspension),
             Outcome::Blocked(reason) => {
                 state.crashes = state.crashes.saturating_sub(1);
                 self.put_back(turn, run, &body, &mut state, Some(reason.clone()));
@@ -258,8 +260,14 @@ impl Writer {
         turn.stage.put(Table::Ended, keys::ended(turn.now, run), Vec::new());
         self.tally(turn, job, status, 1);
         match status {
-            RunStatus::Cancelled => turn.ends.push((run, Ended::Cancelled)),
-            RunStatus::Failed => turn.ends.push((run, Ended::Failed)),
+            RunStatus::Cancelled => {
+                turn.ends.push((run, Ended::Cancelled));
+                self.tell_awaiters(turn, run, &Err(waits::cancelled(run)))?;
+            }
+            RunStatus::Failed => {
+                turn.ends.push((run, Ended::Failed));
+                self.tell_awaiters(turn, run, &Err(waits::failed(run, state.error.as_ref())))?;
+            }
             // A completed run's end carries its output, which is not here.
             _ => {}
         }
@@ -278,7 +286,7 @@ impl Writer {
         state.status = RunStatus::Pending.to_byte();
         state.front = true;
         state.blocked.clone_from(&blocked);
-        let line = line_of(body, state, blocked.is_some());
+        let line = line_of(&body.record, state, blocked.is_some());
         turn.put_state(run, state, false);
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
@@ -309,15 +317,18 @@ impl Writer {
 }
 
 /// A run's line as its index row has it.
-fn line_of(body: &Body, state: &StateRecord, blocked: bool) -> LineRecord {
+pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
-        job: body.job,
-        key: body.record.concurrency_key.clone().map(|key| (key, body.record.key_limit)),
+        job: record.job,
+        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,
         ticket: state.ticket,
         blocked,
+        touched: false,
+        holds: false,
+        not_before: None,
     }
 }
 
@@ -383,5 +394,6 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         record: loaded.record.clone(),
         state: loaded.state.clone(),
         checkpointed,
+        news: None,
     }
 }

@@ -14,8 +14,9 @@ mod outage;
 mod rebuild;
 mod triggers;
 mod turn;
+mod waits;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use bytes::Bytes;
 use super::Fault;
 use super::disk::Disk;
 use super::inbox::Inbox;
-use super::op::{Admitted, Call, Counts, End, Notes, Op, Outcome};
+use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome};
 use super::reserve::Reserve;
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
@@ -37,7 +38,7 @@ use crate::error::Error;
 use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
-use crate::limits::{GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
+use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
 use crate::time::Clock;
 use linger::Linger;
@@ -52,6 +53,8 @@ pub(crate) trait Effects: Send + Sync {
     fn start(&self, start: Start);
     /// The run's cancel is on disk: tell the body.
     fn cancel(&self, run: RunId, generation: Generation);
+    /// Something that a step of the body may wait for is on disk: tell the body.
+    fn news(&self, _run: RunId, _generation: Generation, _news: News) {}
     /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be.
     fn answer(&self, _ops: &mut Vec<Op>) {}
 }
@@ -118,6 +121,8 @@ struct Body {
     state: StateRecord,
     /// A checkpoint was recorded by this lease.
     checkpointed: bool,
+    /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
+    news: Option<u64>,
 }
 
 impl Body {
@@ -180,6 +185,8 @@ pub(crate) struct Writer {
     bodies: BTreeMap<RunId, Body>,
     /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
     alive: BTreeMap<RunId, Alive>,
+    /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
+    awaited: BTreeSet<(RunId, RunId, u32)>,
     /// Runs that ended since the start.
     ended: u64,
     /// Start no new run.
@@ -227,6 +234,7 @@ impl Writer {
             tallies: BTreeMap::new(),
             bodies: BTreeMap::new(),
             alive: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             ended: 0,
             paused: config.paused,
             working_off: false,
@@ -307,14 +315,16 @@ impl Writer {
     }
 
     /// How long to wait for an operation before there is something to do without one.
-    fn timeout(&self) -> Option<Duration> {
+    pub(super) fn timeout(&self) -> Option<Duration> {
         if self.disk.wants_folding() {
             return Some(Duration::ZERO);
         }
         let now = self.clock.monotonic();
         let tick = self.engine.deadline().map(|at| at.saturating_sub(now));
         let fold = self.disk.has_tail().then_some(TAIL_AGE_FOLD);
-        tick.into_iter().chain(fold).min()
+        // Moments are of the wall clock, which may be set meanwhile.
+        let alarm = self.engine.next_alarm().map(|at| at.since(self.clock.now()).min(ALARM_RECHECK));
+        tick.into_iter().chain(fold).chain(alarm).min()
     }
 
     /// Applies a group, commits it, publishes it; again after an outage, until it is decided. Breaks where the file stays
@@ -393,6 +403,7 @@ impl Writer {
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
+        self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
             self.apply(&mut turn, op).map_err(|fault| match fault {
                 Fault::Corrupted(row) => Box::new(Failed::Refused(at, row)),
@@ -445,6 +456,9 @@ impl Writer {
             Op::Wait(call) => call.answer = Some(self.wait(turn, call.request.0, call.request.1)?),
             Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
             Op::Checkpoint(call) => call.answer = Some(Ok(self.checkpoint(turn, &call.request))),
+            Op::Await(call) => call.answer = Some(Ok(self.step_waits(turn, &call.request)?)),
+            Op::Spawn(call) => call.answer = Some(self.spawn(turn, &call.request)?),
+            Op::Signal(call) => call.answer = Some(self.signal(turn, &call.request)?),
             Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
             Op::Notes(call) => call.answer = Some(Ok(self.notes(turn, &call.request)?)),
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
@@ -456,7 +470,7 @@ impl Writer {
             }
             Op::Idle(call) => self.work_off(turn, call.request),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
-            Op::Quiet(_) | Op::Close(_) => {}
+            Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
         }
         Ok(())
     }
@@ -486,6 +500,11 @@ impl Writer {
                 Effect::Cancel(run, generation) => {
                     if let Some(effects) = &self.effects {
                         effects.cancel(run, generation);
+                    }
+                }
+                Effect::News(run, generation, news) => {
+                    if let Some(effects) = &self.effects {
+                        effects.news(run, generation, news);
                     }
                 }
                 Effect::Stopped(run, generation) => {
@@ -542,10 +561,11 @@ impl Writer {
 
     fn counts(&self) -> Counts {
         let mut jobs: BTreeMap<JobNumber, [u64; 6]> = BTreeMap::new();
-        for (job, pending, leased) in self.engine.counts() {
+        for (job, [pending, leased, suspended]) in self.engine.counts() {
             let counts = jobs.entry(job).or_default();
             counts[usize::from(RunStatus::Pending.to_byte())] = pending;
             counts[usize::from(RunStatus::Leased.to_byte())] = leased;
+            counts[usize::from(RunStatus::Suspended.to_byte())] = suspended;
         }
         for (job, tally) in &self.tallies {
             let counts = jobs.entry(*job).or_default();

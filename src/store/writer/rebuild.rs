@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use super::execution::body_of;
+use super::execution::{body_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
 use super::{Alive, Body, Fault, Writer};
@@ -50,6 +50,7 @@ impl Writer {
         self.adopt_alive(&mut turn)?;
         self.engine.keep_waits(waits);
         let leased = self.recover_leased(&mut turn)?;
+        self.read_sleepers(&mut turn)?;
         self.queue_pending(&mut turn, &leased)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();
@@ -135,7 +136,9 @@ impl Writer {
             };
             let crashes = body.as_ref().filter(|body| !body.checkpointed).map_or(0, |body| body.state.crashes);
             let place = Place::new(true, run);
-            self.engine.adopt(&Queued { run, job, key, place, generation, crashes }, body.is_none(), turn.monotonic);
+            let (touched, holds, not_before) = (false, true, None);
+            let queued = Queued { run, job, key, place, generation, crashes, touched, holds, not_before };
+            self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
                 self.bodies.insert(run, body);
@@ -189,15 +192,8 @@ impl Writer {
                 state.crashes = crashes;
                 let front = !self.config.hooks.plants(Bug::RecoveredGoLast);
                 state.front = front;
-                let line = LineRecord {
-                    job: record.job,
-                    key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
-                    generation: state.generation,
-                    crashes,
-                    front,
-                    ticket: if front { None } else { Some(self.ids.next(turn.now)) },
-                    blocked: false,
-                };
+                let ticket = if front { None } else { Some(self.ids.next(turn.now)) };
+                let line = LineRecord { ticket, ..line_of(&record, &state, false) };
                 turn.put_state(run, &state, false);
                 turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
                 turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
@@ -246,7 +242,7 @@ impl Writer {
         Ok(())
     }
 
-    fn job_name(&self, job: JobNumber) -> Arc<str> {
+    pub(super) fn job_name(&self, job: JobNumber) -> Arc<str> {
         self.jobs.names.get(&job).cloned().unwrap_or_else(|| "".into())
     }
 }
@@ -258,7 +254,7 @@ fn summed(turn: &Turn<'_>, run: RunId, mut loaded: Loaded) -> Result<(Loaded, Su
     turn.rows().steps(run, &mut |index, row| {
         sum.bytes += row.len() as u64;
         let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-        if step.error.is_none() {
+        if step.is_completed() {
             sum.completed += 1;
             sum.index = index + 1;
         }

@@ -21,7 +21,7 @@ use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
 /// What is to become of an item.
-enum Decision {
+pub(super) enum Decision {
     /// This run has the idempotency key.
     Repeat {
         run: RunId,
@@ -46,9 +46,36 @@ enum Decision {
     },
 }
 
-enum Replaced {
+pub(super) enum Replaced {
     Run(Box<(RunId, Place, Loaded)>),
     Item(usize),
+}
+
+/// What the items of a batch that are decided already come to, for those after them.
+#[derive(Default)]
+struct Earlier<'a> {
+    /// The newest item that creates, by its idempotency key.
+    by_key: BTreeMap<(JobNumber, &'a str), usize>,
+    /// By its concurrency key.
+    waiting: BTreeMap<(JobNumber, &'a str), usize>,
+    replaced_runs: BTreeSet<RunId>,
+    replaced_items: BTreeSet<usize>,
+}
+
+impl<'a> Earlier<'a> {
+    fn creates(&mut self, at: usize, item: &'a NewRun, job: JobNumber, replaces: Option<&Replaced>) {
+        if let Some(idempotency) = &item.idempotency {
+            self.by_key.insert((job, &idempotency.key), at);
+        }
+        if let Some(concurrency) = &item.concurrency {
+            self.waiting.insert((job, &concurrency.key), at);
+        }
+        match replaces {
+            Some(Replaced::Run(run)) => drop(self.replaced_runs.insert(run.0)),
+            Some(Replaced::Item(item)) => drop(self.replaced_items.insert(*item)),
+            None => {}
+        }
+    }
 }
 
 impl Writer {
@@ -62,7 +89,7 @@ impl Writer {
     }
 
     /// The number of a job's name, given now if it has none.
-    fn job_number(&mut self, turn: &mut Turn<'_>, name: &Arc<str>) -> JobNumber {
+    pub(super) fn job_number(&mut self, turn: &mut Turn<'_>, name: &Arc<str>) -> JobNumber {
         if let Some(number) = self.jobs.numbers.get(name) {
             return *number;
         }
@@ -109,29 +136,23 @@ impl Writer {
         Ok(Ok(answers))
     }
 
-    fn decide_all(
+    pub(super) fn decide_all(
         &self,
         turn: &Turn<'_>,
         items: &[NewRun],
         jobs: &[JobNumber],
     ) -> Result<Result<Vec<Decision>, Error>, Fault> {
         let mut decisions = Vec::with_capacity(items.len());
-        let mut by_key: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
-        let mut waiting: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
+        let mut earlier = Earlier::default();
         for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
-            let decided = self.decide(turn, items, (item, *job), &by_key, &waiting)?;
+            let decided = self.decide(turn, items, (item, *job), &earlier)?;
             let decision = match decided {
                 Ok(decision) => decision,
                 Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
                 Err(error) => return Ok(Err(error)),
             };
-            if let Decision::Create { .. } = decision {
-                if let Some(idempotency) = &item.idempotency {
-                    by_key.insert((*job, &idempotency.key), at);
-                }
-                if let Some(concurrency) = &item.concurrency {
-                    waiting.insert((*job, &concurrency.key), at);
-                }
+            if let Decision::Create { replaces } = &decision {
+                earlier.creates(at, item, *job, replaces.as_ref());
             }
             decisions.push(decision);
         }
@@ -143,31 +164,39 @@ impl Writer {
         turn: &Turn<'_>,
         items: &[NewRun],
         (item, job): (&NewRun, JobNumber),
-        by_key: &BTreeMap<(JobNumber, &str), usize>,
-        waiting: &BTreeMap<(JobNumber, &str), usize>,
+        earlier: &Earlier<'_>,
     ) -> Result<Result<Decision, Error>, Fault> {
         if let Some(idempotency) = &item.idempotency {
-            if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
-                let input_differs = items[*earlier].fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: None }));
+            let mismatch = |run| Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+            if let Some(at) = earlier.by_key.get(&(job, idempotency.key.as_str())).copied() {
+                // Of a new run that another item has replaced, only a time of nothing is over.
+                let over =
+                    items[at].idempotency.as_ref().and_then(|held| held.ttl).is_some_and(|ttl| ttl.as_millis() == 0);
+                let status =
+                    if earlier.replaced_items.contains(&at) { RunStatus::Cancelled } else { RunStatus::Pending };
+                if in_force(idempotency, status, over) {
+                    let input_differs = items[at].fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(None);
+                    }
+                    return Ok(Ok(Decision::RepeatOfItem { item: at, input_differs }));
                 }
-                return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
-            }
-            if let Some(run) = turn.holder(job, &idempotency.key)?
+            } else if let Some(run) = turn.holder(job, &idempotency.key)?
                 && !(self.config.hooks.plants(Bug::IdempotencyFromStaleRead) && turn.creates(run))
                 && let Some(held) = turn.load(run)?
-                && in_force(idempotency, &held, turn.now)
             {
-                let input_differs = held.record.fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: Some(run) }));
+                let status = if earlier.replaced_runs.contains(&run) { RunStatus::Cancelled } else { held.status() };
+                if in_force(idempotency, status, expired(&held.record, turn.now)) {
+                    let input_differs = held.record.fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(Some(run));
+                    }
+                    return Ok(Ok(Decision::Repeat { run, status, input_differs }));
                 }
-                return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
             }
         }
         let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
-        let in_batch = waiting.get(&(job, concurrency.key.as_str())).copied();
+        let in_batch = earlier.waiting.get(&(job, concurrency.key.as_str())).copied();
         let in_line = match in_batch {
             Some(_) => None,
             None => self.engine.waiting(job, &concurrency.key),
@@ -201,7 +230,7 @@ impl Writer {
         turn.load(run)?.ok_or_else(|| codec::Corrupted::new(Table::Runs, run.as_bytes(), "row is missing").into())
     }
 
-    fn carry_out(
+    pub(super) fn carry_out(
         &mut self,
         turn: &mut Turn<'_>,
         item: &NewRun,
@@ -267,6 +296,8 @@ impl Writer {
             labels: item.labels.clone(),
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
+            parent: item.parent.map(|parent| parent.run),
+            not_before: item.not_before.filter(|at| *at > turn.now),
             ticket,
         };
         turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
@@ -278,7 +309,21 @@ impl Writer {
             turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
         }
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
-        let line = LineRecord { job, key, generation: 0, crashes: 0, front, ticket, blocked: false };
+        let line = LineRecord {
+            job,
+            key,
+            generation: 0,
+            crashes: 0,
+            front,
+            ticket,
+            blocked: false,
+            touched: false,
+            holds: false,
+            not_before: record.not_before,
+        };
+        if let Some(parent) = item.parent {
+            turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
+        }
         turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
         if let Some(name) = self.jobs.names.get(&job).cloned() {
             let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
@@ -323,16 +368,18 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         place: Place::new(line.front, line.ticket.unwrap_or(run)),
         generation: line.generation,
         crashes: line.crashes,
+        touched: line.touched,
+        holds: line.holds,
+        not_before: line.not_before,
     }
 }
 
-/// Whether an idempotency key still stands for its run.
-fn in_force(asked: &Idempotency, held: &Loaded, now: Timestamp) -> bool {
-    let status = held.status();
+/// Whether an idempotency key still stands for its run, which is this far and whose time for it is over or not.
+fn in_force(asked: &Idempotency, status: RunStatus, over: bool) -> bool {
     if asked.reuse_after_failure && matches!(status, RunStatus::Failed | RunStatus::Cancelled) {
         return false;
     }
-    !status.is_terminal() || !expired(&held.record, now)
+    !status.is_terminal() || !over
 }
 
 /// Whether an idempotency key's time is over. One without a time lives as long as its run.

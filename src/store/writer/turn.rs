@@ -16,6 +16,7 @@ use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::Fault;
 use crate::store::journal::Row;
+use crate::store::op::News;
 use crate::store::stage::Stage;
 use crate::store::tables::Table;
 use crate::store::tail::Live;
@@ -27,6 +28,7 @@ use crate::time::Timestamp;
 pub(super) enum Effect {
     Start(Box<Start>),
     Cancel(RunId, Generation),
+    News(RunId, Generation, News),
     /// A body is known to be gone.
     Stopped(RunId, Generation),
 }

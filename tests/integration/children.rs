@@ -1,0 +1,237 @@
+//! Runs triggered by steps: exactly one however often the parent replays, and its end is never missed.
+
+use std::time::Duration;
+
+use durably::{Durably, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunStatus, Step};
+
+use crate::support::{
+    Count, Gate, TempFile, echo, ended, failing, gated, job_with, memory, next_event, run_of, within, within_minutes,
+};
+
+/// Calls a child for its input, and one more.
+fn caller(child: &JobHandle<u32, u32>) -> Job<u32, u32> {
+    job_with("caller", child.clone(), |step: Step, input, child| async move {
+        let (a, b) = tokio::join!(step.call("a", &child, input), step.call("b", &child, input + 1));
+        Ok(a? + b?)
+    })
+}
+
+#[tokio::test]
+async fn a_call_gives_the_childs_output_and_the_parent_takes_no_slot_meanwhile() {
+    within(async {
+        let durably = Durably::builder().max_concurrent_runs(1).in_memory().await.unwrap();
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably.register(caller(&child)).unwrap();
+        let run = parent.trigger(20).label("x", "y").await.unwrap();
+        assert_eq!(run.output().await.unwrap(), 41);
+        let children = durably.get_runs(RunFilter::new().job("child")).await.unwrap();
+        assert_eq!(children.len(), 2);
+        assert!(children.iter().all(|child| child.parent == Some(run.id())));
+        let steps = durably.get_steps(run.id()).await.unwrap();
+        assert_eq!(steps.iter().map(|step| step.output.clone().unwrap()).collect::<Vec<_>>(), [20, 21]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_child_is_triggered_once_over_a_crash_and_its_end_is_not_missed() {
+    within(async {
+        let (file, gate) = (TempFile::new(), Gate::new());
+        let id = {
+            let durably = file.open().await;
+            let mut events = durably.events();
+            let child = durably.register(gated("child", &gate)).unwrap();
+            let run = durably.register(caller(&child)).unwrap().trigger(1).await.unwrap();
+            next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;
+            gate.reached_by(2).await;
+            run.id()
+        };
+        gate.open();
+        {
+            // The children end while nobody has the parent's code.
+            let durably = file.open().await;
+            durably.register(gated("child", &gate)).unwrap();
+            for child in durably.get_runs(RunFilter::new().job("child")).await.unwrap() {
+                ended(&durably, child.id).await;
+            }
+            durably.purge_runs(durably::Timestamp::from_millis(u64::MAX)).await.unwrap();
+            assert_eq!(durably.get_runs(RunFilter::new().job("child")).await.unwrap(), []);
+        }
+        let durably = file.open().await;
+        let child = durably.register(gated("child", &gate)).unwrap();
+        durably.register(caller(&child)).unwrap();
+        let run = ended(&durably, id).await;
+        assert_eq!((run.output.unwrap(), gate.arrivals()), (3.into(), 4));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_childs_failure_and_its_cancel_are_typed_errors_to_the_step() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let (fails, hangs) = durably.register((failing("fails", "no stock"), gated("hangs", &gate))).unwrap();
+        let parent = job_with("parent", (fails, hangs), |step: Step, _, (fails, hangs)| async move {
+            let failed = step.call("fails", &fails, 1).await.err().ok_or("it did not fail")?;
+            let cancelled = step.call("hangs", &hangs, 1).await.err().ok_or("it did not fail")?;
+            let chain: Vec<&str> = failed.chain().collect();
+            Ok(format!("{:?} {chain:?} {:?}", failed.kind(), cancelled.kind()))
+        });
+        let run = durably.register(parent).unwrap().trigger(0).await.unwrap();
+        gate.reached().await;
+        let child = durably.get_runs(RunFilter::new().job("hangs")).await.unwrap().remove(0);
+        durably.cancel(child.id).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), "ChildFailed [\"no stock\"] ChildCancelled");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_goes_down_to_the_children_but_not_to_detached_ones() {
+    within(async {
+        let file = TempFile::new();
+        let durably = file.open().await;
+        let (gate, mut events) = (Gate::new(), durably.events());
+        let child = durably.register(gated("child", &gate)).unwrap();
+        let middle = durably
+            .register(job_with("middle", child.clone(), |step: Step, input, child| async move {
+                step.call("child", &child, input).await
+            }))
+            .unwrap();
+        let parent = durably
+            .register(job_with("parent", (child, middle), |step: Step, _, (child, middle)| async move {
+                step.trigger("own-way", &child, 7).detached().await?;
+                step.call("middle", &middle, 8).await
+            }))
+            .unwrap();
+        let run = parent.trigger(0).await.unwrap();
+        gate.reached_by(2).await;
+        next_event(&mut events, |event| {
+            event.run_id == run.id() && matches!(event.kind, EventKind::RunSuspended { .. })
+        })
+        .await;
+        durably.cancel(run.id()).await.unwrap();
+        let statuses = |job: &'static str| {
+            let durably = durably.clone();
+            async move {
+                let runs = durably.get_runs(RunFilter::new().job(job)).await.unwrap();
+                runs.into_iter().map(|run| run.status).collect::<Vec<_>>()
+            }
+        };
+        assert_eq!(statuses("middle").await, [RunStatus::Cancelled]);
+        assert_eq!(statuses("child").await, [RunStatus::Cancelled, RunStatus::Leased]);
+        gate.open();
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{found:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_child_that_needs_its_parents_key_is_refused_and_not_a_deadlock() {
+    within(async {
+        let durably = memory().await;
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably
+            .register(job_with("parent", child, |step: Step, _, child| async move {
+                let refused = step.call("child", &child, 1).concurrency_key("k").await;
+                let error = refused.err().ok_or("it was triggered")?;
+                // Not waited for, it goes after this one.
+                step.trigger("later", &child, 2).concurrency_key("k").await?;
+                Ok(format!("{:?}", error.kind()))
+            }))
+            .unwrap();
+        let run = parent.trigger(0).concurrency_key("k").await.unwrap();
+        assert_eq!(run.output().await.unwrap(), format!("{:?}", ErrorKind::NotTriggered));
+        let later = durably.get_runs(RunFilter::new().job("child")).await.unwrap();
+        assert_eq!(later.len(), 1);
+        ended(&durably, later[0].id).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_trigger_step_gives_the_same_child_on_every_replay() {
+    within(async {
+        let durably = memory().await;
+        let (calls, mut events) = (Count::default(), durably.events());
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably
+            .register(job_with("parent", (child, calls.clone()), |step: Step, _, (child, calls)| async move {
+                let first = step.trigger("child", &child, 5).idempotency_key("five").await?;
+                calls.up();
+                step.wait_signal::<()>("go", "go").await?;
+                Ok(first.to_string())
+            }))
+            .unwrap();
+        let run = parent.trigger(0).await.unwrap();
+        next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;
+        durably.signal(run.id(), "go", &()).await.unwrap();
+        let output = run.output().await.unwrap();
+        let children = durably.get_runs(RunFilter::new().job("child")).await.unwrap();
+        assert_eq!((children.len(), calls.get()), (1, 2));
+        assert_eq!(children[0].id.to_string(), output);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_of_a_run_that_ended_before_gives_its_output() {
+    within(async {
+        let durably = memory().await;
+        let child = durably.register(echo("child")).unwrap();
+        child.trigger(9).idempotency_key("nine").await.unwrap().output().await.unwrap();
+        let parent = durably
+            .register(job_with("parent", child, |step: Step, _, child| async move {
+                step.call("child", &child, 9).idempotency_key("nine").await
+            }))
+            .unwrap();
+        assert_eq!(parent.trigger(0).await.unwrap().output().await.unwrap(), 9);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_fails_its_step_and_the_child_goes_on() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let child = durably.register(gated("child", &gate)).unwrap();
+        let parent = durably
+            .register(job_with("parent", child, |step: Step, _, child| async move {
+                let error = step.call("child", &child, 9).timeout(Duration::from_millis(30)).await.err();
+                Ok(format!("{:?}", error.map(|error| error.kind())))
+            }))
+            .unwrap();
+        assert_eq!(parent.trigger(0).await.unwrap().output().await.unwrap(), "Some(Timeout)");
+        gate.open();
+        let child = durably.get_runs(RunFilter::new().job("child")).await.unwrap().remove(0);
+        assert_eq!(ended(&durably, child.id).await.status, RunStatus::Completed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thousand_children_are_awaited_side_by_side() {
+    within_minutes(async {
+        let file = TempFile::new();
+        let durably = file.open().await;
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably
+            .register(job_with("parent", child, |step: Step, count, child| async move {
+                let calls = (0..count).map(|n| step.call(("child", n), &child, n));
+                Ok(futures::future::try_join_all(calls).await?.iter().sum::<u32>())
+            }))
+            .unwrap();
+        let run = parent.trigger(1_000).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), 499_500);
+        let record = run_of(&durably, run.id()).await;
+        assert_eq!(record.completed_step_count, 1_000);
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{found:?}");
+    })
+    .await;
+}
