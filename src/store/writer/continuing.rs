@@ -50,7 +50,7 @@ impl Writer {
             ..RunRecord::clone(old)
         };
         // With a key it goes on at once; without one there is nothing to hold, and others have their turn.
-        let holds = record.concurrency_key.is_some();
+        let holds = !record.keys.is_empty();
         let fresh = StateRecord { front: holds, ..StateRecord::default() };
         let signalled = state.signalled && self.move_signals(turn, run, next)?;
         let line = LineRecord { holds, touched: signalled, ..line_of(&record, &fresh, false) };
