@@ -117,7 +117,7 @@ async fn a_suspended_run_keeps_all_its_keys_also_over_a_restart() {
             let mut events = durably.events();
             let (job, other) = durably.register((waits(), echo("other"))).unwrap();
             let run = job.trigger(0).concurrency_keys(["a", "b"]).await.unwrap().id();
-            next_event(&mut events, |event| event.kind.name() == "run:suspended").await;
+            next_event(&mut events, |event| event.kind.name() == "run:suspend").await;
             let behind = other.trigger(1).concurrency_key("b").await.unwrap().id();
             durably.shutdown().await.unwrap();
             (run, behind)
@@ -200,6 +200,7 @@ async fn higher_priorities_go_first_also_after_a_restart() {
         durably.register((echo("one"), echo("two"))).unwrap();
         durably.start().await.unwrap();
         assert_eq!(leases(&mut events, 5).await, [urgent, high, keyed, plain, low]);
+        ended(&durably, low).await;
         let again = durably.retrigger(low).await.unwrap();
         assert_eq!(run_of(&durably, again.id()).await.priority, -1, "a retrigger takes it over");
     })

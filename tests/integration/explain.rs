@@ -194,7 +194,7 @@ async fn what_a_suspended_run_waits_for() {
             }))
             .unwrap();
         let run = job.trigger(0).await.unwrap().id();
-        next_event(&mut events, |event| event.run_id == run && event.kind.name() == "run:suspended").await;
+        next_event(&mut events, |event| event.run_id == run && event.kind.name() == "run:suspend").await;
         let why = durably.explain(run).await.unwrap();
         let Explanation::Suspended { waiting, .. } = &why else { panic!("{why}") };
         let kinds: Vec<_> = waiting.iter().map(|step| (step.name.as_str(), step.kind)).collect();
@@ -235,7 +235,7 @@ async fn in_which_steps_a_run_executes_and_how_it_ended() {
         assert_eq!(durably.explain(run.id()).await.unwrap().to_string(), format!("completed at {at}"));
 
         let failed = durably.register(failing("fails", "no such file")).unwrap().trigger(0).await.unwrap().id();
-        next_event(&mut events, |event| event.kind.name() == "run:failed").await;
+        next_event(&mut events, |event| event.kind.name() == "run:fail").await;
         let why = durably.explain(failed).await.unwrap();
         assert!(matches!(&why, Explanation::Ended { status: RunStatus::Failed, error: Some(error), .. } if error == "no such file"));
         assert!(why.to_string().ends_with(": no such file"), "{why}");

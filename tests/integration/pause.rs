@@ -43,7 +43,7 @@ async fn a_paused_key_lets_nobody_in_and_who_holds_it_goes_on() {
             ))
             .unwrap();
         let holder = waits.trigger(0).concurrency_key("key").await.unwrap();
-        next_event(&mut events, |event| event.kind.name() == "run:suspended").await;
+        next_event(&mut events, |event| event.kind.name() == "run:suspend").await;
         durably.pause_key("key").await.unwrap();
         durably.signal(holder.id(), "go", &9).await.unwrap();
         assert_eq!(holder.output().await.unwrap(), 9);

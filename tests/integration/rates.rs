@@ -123,7 +123,7 @@ async fn a_run_that_is_woken_is_no_start() {
             )
             .unwrap();
         let run = job.trigger(0).await.unwrap();
-        next_event(&mut events, |event| event.kind.name() == "run:suspended").await;
+        next_event(&mut events, |event| event.kind.name() == "run:suspend").await;
         let next = job.trigger(0).await.unwrap();
         assert_eq!(started(&durably, &[run.id(), next.id()]).await, 1);
         durably.signal(run.id(), "go", &1).await.unwrap();
