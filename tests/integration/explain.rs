@@ -257,3 +257,33 @@ async fn a_run_that_another_replaced() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_run_behind_another_on_probation() {
+    within(async {
+        let (file, gate) = (TempFile::new(), Gate::new());
+        let mut runs = Vec::new();
+        // Dropped while they execute, twice: crashes in a row.
+        for life in 0..2 {
+            let durably = file.open().await;
+            let job = durably.register(gated("job", &gate)).unwrap();
+            while life == 0 && runs.len() < 2 {
+                runs.push(job.trigger(0).await.unwrap().id());
+            }
+            gate.reached_by(2).await;
+        }
+        let durably = file.open().await;
+        durably.register(gated("job", &gate)).unwrap();
+        gate.reached().await;
+        let found = obstacles(&durably, runs[1]).await;
+        assert!(matches!(found[..], [Obstacle::Probation { behind: Some(run), .. }] if run == runs[0]), "{found:?}");
+        let text = durably.explain(runs[1]).await.unwrap().to_string();
+        assert_eq!(
+            text,
+            format!("waiting: run {} is on probation, as this one will be: such runs go one at a time", runs[0])
+        );
+        gate.open();
+        ended(&durably, runs[1]).await;
+    })
+    .await;
+}
