@@ -93,14 +93,7 @@ impl Core {
 }
 
 impl PendingCheck {
-    fn note(
-        &mut self,
-        run: &InFlight,
-        step: Option<String>,
-        version: u32,
-        stored: &[u8],
-        read: Result<(), String>,
-    ) {
+    fn note(&mut self, run: &InFlight, step: Option<String>, version: u32, stored: &[u8], read: Result<(), String>) {
         let Err(message) = read else { return };
         self.unreadable_count += 1;
         if self.unreadable.len() < UNREADABLE_LISTED_MAX {

@@ -66,7 +66,11 @@ impl Bell {
                     waiting.runs.entry(*next).or_default().extend(waiters);
                     return;
                 }
-                _ => waiters.iter().for_each(|waiter| drop(waiting.moved.remove(&waiter.asked))),
+                _ => {
+                    for waiter in &waiters {
+                        waiting.moved.remove(&waiter.asked);
+                    }
+                }
             }
             self.count.store(waiting.runs.len(), Ordering::Release);
             waiters

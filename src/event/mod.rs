@@ -253,9 +253,7 @@ impl EventKind {
             EventKind::LogWritten { step, message, data, .. } => {
                 step.as_ref().map_or(0, |step| step.len()) + message.len() + json_bytes(data)
             }
-            EventKind::StepsUnused { keys, .. } => {
-                keys.iter().map(|key| size_of::<String>() + key.len()).sum()
-            }
+            EventKind::StepsUnused { keys, .. } => keys.iter().map(|key| size_of::<String>() + key.len()).sum(),
             EventKind::RunReleased { .. }
             | EventKind::RunContinued { .. }
             | EventKind::RunResumed

@@ -43,12 +43,7 @@ impl Store {
     }
 }
 
-fn checkpoints(
-    view: &View<'_>,
-    run: RunId,
-    edits: &Edits,
-    now: Timestamp,
-) -> Result<Result<Forked, Error>, Fault> {
+fn checkpoints(view: &View<'_>, run: RunId, edits: &Edits, now: Timestamp) -> Result<Result<Forked, Error>, Fault> {
     let Some(rows) = rowset(view, run, false)? else { return Ok(Err(Error::RunNotFound { run })) };
     let failed = rows.state.status == RunStatus::Failed.to_byte();
     let culprit = rows.state.error.and_then(|error| error.step).filter(|_| failed);

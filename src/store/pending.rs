@@ -76,9 +76,7 @@ impl Store {
             })?;
             let next = match next {
                 Some(from) => Some(Place { status, from }),
-                None if status == RunStatus::Pending => {
-                    Some(Place { status: RunStatus::Suspended, from: RunId::MIN })
-                }
+                None if status == RunStatus::Pending => Some(Place { status: RunStatus::Suspended, from: RunId::MIN }),
                 None => None,
             };
             Ok((runs, next))

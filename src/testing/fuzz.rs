@@ -99,8 +99,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         2 => {
             let progress = Some(ProgressRecord { current: seed, total: Some(9), message: Some(text()) });
-            let state =
-                StateRecord {
+            let state = StateRecord {
                 status: 4,
                 completed_at: Some(at),
                 progress,

@@ -12,7 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::support::{Count, Gate, TempFile, echo, ended, job_with, memory, next_event, run_of, within, within_minutes};
+use crate::support::{
+    Count, Gate, TempFile, echo, ended, job_with, memory, next_event, run_of, within, within_minutes,
+};
 
 /// Steps by key, in the order in which the code has them; it fails at `fail`.
 type Code = Arc<Mutex<Vec<&'static str>>>;

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use durably::{
-    Durably, Error, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunId, RunStatus, Step, Timestamp,
-};
+use durably::{Durably, Error, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunId, RunStatus, Step, Timestamp};
 use serde_json::json;
 
 use crate::support::{
@@ -213,8 +211,7 @@ async fn signals_that_nobody_has_taken_go_on_in_their_order() {
 /// Calls a countdown.
 fn caller(child: &JobHandle<u32, u32>) -> Job<u32, u32> {
     job_with("caller", child.clone(), |step: Step, input, child| async move {
-        let (called, _) =
-            tokio::join!(step.call("call", &child, input), step.wait_signal::<u32>("nudge", "nudge"));
+        let (called, _) = tokio::join!(step.call("call", &child, input), step.wait_signal::<u32>("nudge", "nudge"));
         called
     })
 }

@@ -132,9 +132,8 @@ async fn a_run_of_any_status_is_forked_and_what_it_waits_for_begins_anew() {
         let old = durably.register(job).unwrap().trigger(()).await.unwrap();
         next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;
         let fork = durably.fork(old.id()).await.unwrap();
-        let suspended = |event: &durably::Event| {
-            event.run_id == fork.id() && matches!(event.kind, EventKind::RunSuspended { .. })
-        };
+        let suspended =
+            |event: &durably::Event| event.run_id == fork.id() && matches!(event.kind, EventKind::RunSuspended { .. });
         next_event(&mut events, suspended).await;
         durably.signal(fork.id(), "say", &5).await.unwrap();
         assert_eq!(fork.output().await.unwrap(), json!(6));
@@ -206,8 +205,11 @@ async fn a_step_that_was_never_recorded_is_a_typed_error_and_nothing_is_written(
         let job = durably.register(chain(&Ran::default())).unwrap();
         let old = job.trigger(0).await.unwrap();
         old.output().await.unwrap();
-        let forks =
-            [durably.fork(old.id()).from_step("d"), durably.fork(old.id()).skip("d"), durably.fork(old.id()).skip(("a", 1))];
+        let forks = [
+            durably.fork(old.id()).from_step("d"),
+            durably.fork(old.id()).skip("d"),
+            durably.fork(old.id()).skip(("a", 1)),
+        ];
         for (fork, wanted) in forks.into_iter().zip(["d", "d", "a[1]"]) {
             match fork.await {
                 Err(Error::StepNotFound { run, step }) => assert_eq!((run, &*step), (old.id(), wanted)),
@@ -327,10 +329,10 @@ async fn a_fork_of_a_fork_that_has_not_begun_is_one_of_the_same_checkpoints() {
         let second = durably.fork(fork.id()).await.unwrap();
         assert_eq!(run_of(&durably, second.id()).await.forked_from, Some(fork.id()));
         let steps = durably.get_steps(second.id()).await.unwrap();
-        assert_eq!(steps.iter().map(|step| (&*step.name, step.status)).collect::<Vec<_>>(), [(
-            "a",
-            StepStatus::Completed
-        )]);
+        assert_eq!(
+            steps.iter().map(|step| (&*step.name, step.status)).collect::<Vec<_>>(),
+            [("a", StepStatus::Completed)]
+        );
         durably.cancel(fork.id()).await.unwrap();
         durably.start().await.unwrap();
         let output: Value = second.wait().timeout(Duration::from_secs(10)).await.unwrap().output.unwrap();
