@@ -70,7 +70,7 @@ pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
     StepStatus, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRun, StepWait};
+pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRace, StepRun, StepWait, Won};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

@@ -166,11 +166,13 @@ pub enum StepKind {
     Trigger,
     /// A child whose end is waited for: [`Step::call`](crate::Step::call).
     Call,
+    /// A choice among steps: [`Step::race`](crate::Step::race).
+    Race,
 }
 
 impl StepKind {
-    const NUMBERED: [StepKind; 5] =
-        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call];
+    const NUMBERED: [StepKind; 6] =
+        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call, StepKind::Race];
 
     /// The number on disk, part of the file format.
     pub(crate) const fn to_byte(self) -> u8 {
@@ -180,6 +182,7 @@ impl StepKind {
             StepKind::Signal => 2,
             StepKind::Trigger => 3,
             StepKind::Call => 4,
+            StepKind::Race => 5,
         }
     }
 
@@ -196,6 +199,7 @@ impl fmt::Display for StepKind {
             StepKind::Signal => "signal",
             StepKind::Trigger => "trigger",
             StepKind::Call => "call",
+            StepKind::Race => "race",
         })
     }
 }

@@ -144,6 +144,8 @@ pub(super) struct Ticket {
     pub(super) done: bool,
     /// It waits, and does not count as busy.
     parked: bool,
+    /// It does nothing but poll other steps, and does not count as busy.
+    idle: bool,
 }
 
 impl Execution {
@@ -284,7 +286,16 @@ impl Execution {
         steps.in_use.insert(key.clone(), at);
         drop(steps);
         self.set_busy(true);
-        Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
+        Some(Ticket {
+            execution: self.clone(),
+            key,
+            index,
+            known,
+            handed: None,
+            done: false,
+            parked: false,
+            idle: false,
+        })
     }
 
     /// Counts the bytes of a checkpoint; says whether they are within the limit.
@@ -295,6 +306,12 @@ impl Execution {
             steps.bytes += bytes;
         }
         fits
+    }
+
+    /// Ends the body: its checkpoints are over their limit.
+    pub(super) fn fail_over_bytes(&self) {
+        let message = format!("the checkpoints of a run can't be more than {STEPS_BYTES_MAX} bytes");
+        self.fail(ErrorKind::OverLimit, message);
     }
 
     /// Hands a step's outcome to the writer, with the notes that have gathered.
@@ -434,6 +451,13 @@ impl Ticket {
         false
     }
 
+    /// Whether it does nothing but poll other steps, which count for themselves.
+    pub(super) fn set_idle(&mut self, idle: bool) {
+        if std::mem::replace(&mut self.idle, idle) != idle {
+            self.execution.set_busy(!idle);
+        }
+    }
+
     /// Waits no more.
     pub(super) fn unpark(&mut self) {
         if std::mem::take(&mut self.parked) {
@@ -447,6 +471,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.unpark();
+        self.set_idle(false);
         self.execution.set_busy(false);
         if self.done {
             return;

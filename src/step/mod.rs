@@ -9,6 +9,7 @@ mod child;
 pub(crate) mod current;
 pub(crate) mod execution;
 mod logger;
+mod race;
 mod run;
 pub(crate) mod signals;
 mod wait;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use child::StepCall;
 pub use logger::{Logger, ProgressReport};
+pub use race::{StepRace, Won};
 pub use run::StepRun;
 pub use wait::StepWait;
 
@@ -207,6 +209,44 @@ impl Step {
     ) -> StepCall<O> {
         let wait = self.begin_wait(key.into(), Location::caller(), Wanted::new(StepKind::Call));
         StepCall::new(wait, job, &input, self.run_id())
+    }
+
+    /// A choice among steps that is the same over every replay, as that of a `select!` is not: the first of its arms to end
+    /// wins, its name is stored, and later executions poll that arm alone.
+    ///
+    /// An arm is any future of a job's result; steps in it are steps as everywhere, with keys of their own. Arms are polled in
+    /// their order, so of several that are ready at once the first wins. The others are dropped before the winner's name goes to
+    /// disk, and what they had recorded by then stays: a wait is taken up by the next call of its key, a child goes on, a signal
+    /// that an arm has taken is taken. The race gives its value when the name is on disk. After a crash before that, what
+    /// the arms recorded is there, and the race is run again: another arm may win, and nobody has seen the first.
+    ///
+    /// # Errors
+    /// An arm that fails has ended, and wins with its error. A race without arms. A stored winner that is no arm any more ends
+    /// the run with [`ErrorKind::CheckpointMismatch`](crate::ErrorKind::CheckpointMismatch), a name given twice with
+    /// [`ErrorKind::StepReused`](crate::ErrorKind::StepReused).
+    ///
+    /// # Cancel safety
+    /// Dropped before an arm has ended, nothing is stored of the race, and its arms are dropped as steps are. Dropped later, the
+    /// winner is recorded all the same, and the next call of the key takes that arm.
+    ///
+    /// ```
+    /// # use durably::{Job, Step};
+    /// # use std::time::Duration;
+    /// let order = Job::new("order", |step: Step, item: String| async move {
+    ///     let decision = step
+    ///         .race("decision")
+    ///         .arm("approved", step.wait_signal::<bool>("approval", "approved"))
+    ///         .arm("timed-out", async {
+    ///             step.sleep("patience", Duration::from_secs(86_400)).await?;
+    ///             step.run("refuse", || async { Ok(false) }).await
+    ///         })
+    ///         .await?;
+    ///     Ok(format!("{item}: {} ({})", decision.arm(), decision.value()))
+    /// });
+    /// ```
+    #[track_caller]
+    pub fn race<'a, T>(&self, key: impl Into<StepKey>) -> StepRace<'a, T> {
+        StepRace::new(self.claim(key.into(), Location::caller()))
     }
 
     fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {

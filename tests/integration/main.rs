@@ -20,6 +20,7 @@ mod overload;
 mod progress;
 mod purge;
 mod query;
+mod race;
 mod recovery;
 mod replay;
 mod resume;
