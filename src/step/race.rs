@@ -123,8 +123,7 @@ fn begin<'a, T: Send + 'a>(ticket: Ticket, arms: Arms<'a, T>) -> State<'a, T> {
         ticket.execution.stuck();
         return State::Never;
     }
-    if let Some(held) = ticket.other_kind(StepKind::Race) {
-        run::of_another_kind(&ticket, held, StepKind::Race);
+    if ticket.is_other_kind(StepKind::Race) {
         return State::Never;
     }
     let span = run::span_of(&ticket);
