@@ -67,10 +67,13 @@ pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, Run
 pub use id::{ParseRunIdError, RunId};
 pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
 pub use run::{
-    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
-    StepStatus, WaitingFor,
+    ItemCounts, LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus,
+    StepInfo, StepKind, StepStatus, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRace, StepRun, StepWait, Won};
+pub use step::{
+    Collect, ItemCx, Logger, MapRun, Mapped, ProgressReport, Step, StepCx, StepKey, StepMap, StepRace, StepRun,
+    StepWait, Stop, Won,
+};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

@@ -139,7 +139,9 @@ pub struct StepInfo {
     pub status: StepStatus,
     /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).
     pub waiting_for: Option<WaitingFor>,
-    /// What it returned.
+    /// How far its items are, of a map.
+    pub items: Option<ItemCounts>,
+    /// What it returned; of a map, a summary.
     pub output: Option<Value>,
     /// What it failed with.
     pub error: Option<RunError>,
@@ -168,11 +170,23 @@ pub enum StepKind {
     Call,
     /// A choice among steps: [`Step::race`](crate::Step::race).
     Race,
+    /// Many items: [`Step::map`](crate::Step::map).
+    Map,
 }
 
 impl StepKind {
-    const NUMBERED: [StepKind; 6] =
-        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call, StepKind::Race];
+    /// On disk, in place of a kind: some of a map's items. Such a record is no step.
+    pub(crate) const SEGMENT: u8 = u8::MAX;
+
+    const NUMBERED: [StepKind; 7] = [
+        StepKind::Run,
+        StepKind::Sleep,
+        StepKind::Signal,
+        StepKind::Trigger,
+        StepKind::Call,
+        StepKind::Race,
+        StepKind::Map,
+    ];
 
     /// The number on disk, part of the file format.
     pub(crate) const fn to_byte(self) -> u8 {
@@ -183,6 +197,7 @@ impl StepKind {
             StepKind::Trigger => 3,
             StepKind::Call => 4,
             StepKind::Race => 5,
+            StepKind::Map => 6,
         }
     }
 
@@ -200,8 +215,22 @@ impl fmt::Display for StepKind {
             StepKind::Trigger => "trigger",
             StepKind::Call => "call",
             StepKind::Race => "race",
+            StepKind::Map => "map",
         })
     }
+}
+
+/// How far the items of a map are, as far as it is on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ItemCounts {
+    /// All of them.
+    pub total: u64,
+    /// Those that gave a value.
+    pub completed: u64,
+    /// Those that failed and were let be.
+    pub failed: u64,
 }
 
 /// What a step waits for: the first of these that comes.
@@ -228,6 +257,8 @@ pub enum StepStatus {
     Failed,
     /// It has no outcome yet.
     Waiting,
+    /// Some of its items are done.
+    Running,
 }
 
 /// How much a log line matters.

@@ -239,10 +239,10 @@ impl Execution {
         let mut steps = self.steps();
         for step in replayed {
             if !self.means.hooks.plants(Bug::StepIndexReused) {
-                steps.next_index = steps.next_index.max(step.index + 1);
+                steps.next_index = steps.next_index.max(step.last_index + 1);
             }
             steps.bytes += step.bytes;
-            steps.count += 1;
+            steps.count += step.records;
             let known = match step.outcome {
                 ReplayOutcome::Open(record) => Known::Waits(step.index, record),
                 outcome => Known::Replayed(step.index, step.kind, outcome),
@@ -320,8 +320,32 @@ impl Execution {
     pub(super) fn hand_over(&self, told: StepTold, admitted: Admitted) -> Handed {
         let Start { run, generation, .. } = *self.start;
         let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
-        let checkpoint = Checkpoint { run, generation, told: told.clone(), notes };
+        let checkpoint = Checkpoint { run, generation, told: told.clone(), notes, part: false };
         Handed { told, pending: self.means.store.submit(Op::Checkpoint, checkpoint, admitted) }
+    }
+
+    /// Hands a part of a step to the writer, with the notes that have gathered.
+    pub(super) fn hand_part(&self, told: StepTold, admitted: Admitted) -> Pending<Accepted> {
+        let Start { run, generation, .. } = *self.start;
+        let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
+        let checkpoint = Checkpoint { run, generation, told, notes, part: true };
+        self.means.store.submit(Op::Checkpoint, checkpoint, admitted)
+    }
+
+    /// The index of one more part; without one left, the run is ended.
+    pub(super) fn next_part(&self) -> Option<u32> {
+        let mut steps = self.steps();
+        if steps.count >= STEPS_MAX {
+            drop(steps);
+            self.fail(
+                ErrorKind::OverLimit,
+                format!("a run can't have more than {STEPS_MAX} steps and segments of maps"),
+            );
+            return None;
+        }
+        steps.count += 1;
+        steps.next_index += 1;
+        Some(steps.next_index - 1)
     }
 
     /// Ends the body: the run fails with this.

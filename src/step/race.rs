@@ -181,7 +181,7 @@ async fn race<T>(mut ticket: Ticket, mut arms: Arms<'_, T>) -> JobResult<Won<T>>
         return never().await;
     }
     let winner = serde_json::Value::from(&*arm).to_string();
-    run::record_outcome(&mut ticket, StepKind::Race, started_at, Ok(winner.as_bytes())).await;
+    run::record_outcome(&mut ticket, StepKind::Race, started_at, None, winner.as_bytes()).await;
     ticket.done = true;
     result.map(|value| Won { arm, value })
 }

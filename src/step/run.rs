@@ -327,17 +327,18 @@ pub(super) async fn record_failure<T>(
 ) -> JobResult<T> {
     let mut record = error.into_record();
     record.step = Some(ticket.key.to_string());
-    record_outcome(&mut ticket, kind, started_at, Err(&record)).await;
+    record_outcome(&mut ticket, kind, started_at, Some(&record), &[]).await;
     ticket.done = true;
     Err(JobError::from_record(record))
 }
 
-/// Records a step's outcome that no try of a body gave. It comes back once that is on disk, and never if it does not count.
+/// Records a step's outcome that no try of a body gave: an error, or else an output. It comes back once that is on disk, and never if it does not count.
 pub(super) async fn record_outcome(
     ticket: &mut Ticket,
     kind: StepKind,
     started_at: Timestamp,
-    outcome: Result<&[u8], &ErrorRecord>,
+    error: Option<&ErrorRecord>,
+    output: &[u8],
 ) {
     let execution = ticket.execution.clone();
     let header = StepRecordRef {
@@ -347,12 +348,12 @@ pub(super) async fn record_outcome(
         started_at,
         completed_at: execution.now(),
         attempts: 1,
-        error: outcome.err(),
+        error,
         open: None,
     };
     let mut sealed = Vec::new();
     let Ok(output_at) = codec::seal_into(&mut sealed, &header, |out| {
-        out.extend_from_slice(outcome.unwrap_or_default());
+        out.extend_from_slice(output);
         Ok::<(), Infallible>(())
     });
     if !execution.count_bytes(sealed.len()) {
@@ -366,7 +367,7 @@ pub(super) async fn record_outcome(
         duration: execution.now().since(started_at),
         record: sealed.into(),
         output_at,
-        error: outcome.err().map(|record| Box::new(record.clone())),
+        error: error.map(|record| Box::new(record.clone())),
     };
     ticket.handed = Some(execution.hand_over(told, admitted));
     if poll_fn(|cx| poll_recorded(ticket, cx)).await.is_none() {
@@ -375,7 +376,7 @@ pub(super) async fn record_outcome(
 }
 
 /// A value as it reads back from what is stored: the body gets what a replay will give it.
-fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T> {
+pub(super) fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T> {
     if json.len() > bytes_max {
         let message = format!("checkpoint of {} bytes is over the limit of {bytes_max}", json.len());
         return Err(JobError::of_kind(ErrorKind::OverLimit, message));
@@ -434,7 +435,7 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
         ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
         ReplayOutcome::Output(json) => Ok(json),
         ReplayOutcome::Failed(record) => Err(record),
-        ReplayOutcome::Open(_) => never().await,
+        ReplayOutcome::Open(_) | ReplayOutcome::Items(_) => never().await,
     }
 }
 

@@ -15,6 +15,7 @@ mod idempotency;
 mod labels;
 mod limits;
 mod logs;
+mod map;
 mod opening;
 mod overload;
 mod progress;
