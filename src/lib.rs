@@ -70,10 +70,13 @@ pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, Run
 pub use id::{ParseRunIdError, RunId};
 pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register};
 pub use run::{
-    Explanation, Holder, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError, RunFilter,
-    RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
+    Explanation, Holder, ItemCounts, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError,
+    RunFilter, RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
+pub use step::{
+    Collect, ItemCx, Logger, MapRun, Mapped, ProgressReport, Step, StepCx, StepKey, StepMap, StepRace, StepRun,
+    StepWait, Stop, Won,
+};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

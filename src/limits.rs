@@ -28,6 +28,11 @@ pub const PAYLOAD_BYTES_CEILING: usize = 64 << 20;
 pub const STEPS_MAX: u32 = 100_000;
 /// All checkpoints of one run, bytes; enforced at the step's write.
 pub const STEPS_BYTES_MAX: usize = 256 << 20;
+/// Items of a map; enforced at its call. Their outputs count as checkpoints: a million items with outputs of 250 bytes fill a
+/// run, and items without an output need nearly nothing.
+pub const MAP_ITEMS_MAX: usize = 10_000_000;
+/// Items of a map that are under way at a time, at most; enforced at its call.
+pub const MAP_CONCURRENCY_MAX: usize = 4_096;
 /// Items of a batch; enforced by the batch trigger.
 pub const BATCH_ITEMS_MAX: usize = 100_000;
 /// Inputs of a batch in all, bytes; enforced by the batch trigger.
@@ -87,6 +92,17 @@ pub(crate) const OUTPUT_WITH_STATE_BYTES_MAX: usize = 1 << 10;
 pub(crate) const SLICE_RUNS: usize = 256;
 /// See [`SLICE_RUNS`].
 pub(crate) const SLICE_BYTES: usize = 4 << 20;
+/// Items that are done go to disk at the latest after this, unless a write of them is under way.
+pub(crate) const SEGMENT_FLUSH_AFTER: Duration = Duration::from_millis(20);
+/// So many items that are done go to disk at once.
+pub(crate) const SEGMENT_ITEMS: usize = 1_024;
+/// So many bytes of outputs go to disk at once.
+pub(crate) const SEGMENT_BYTES: usize = 64 << 10;
+/// A segment smaller than this, bytes, is written again with what has come meanwhile, so that items which take their time do not
+/// make a record each: 65,536 of this fill a run's checkpoints.
+pub(crate) const SEGMENT_BYTES_MIN: usize = 4 << 10;
+/// Items that wait for their write, in segments, before no more are begun.
+pub(crate) const SEGMENTS_BACKLOG: usize = 4;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.

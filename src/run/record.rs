@@ -158,7 +158,9 @@ pub struct StepInfo {
     pub status: StepStatus,
     /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).
     pub waiting_for: Option<WaitingFor>,
-    /// What it returned.
+    /// How far its items are, of a map.
+    pub items: Option<ItemCounts>,
+    /// What it returned; of a map, a summary.
     pub output: Option<Value>,
     /// What it failed with.
     pub error: Option<RunError>,
@@ -185,11 +187,25 @@ pub enum StepKind {
     Trigger,
     /// A child whose end is waited for: [`Step::call`](crate::Step::call).
     Call,
+    /// A choice among steps: [`Step::race`](crate::Step::race).
+    Race,
+    /// Many items: [`Step::map`](crate::Step::map).
+    Map,
 }
 
 impl StepKind {
-    const NUMBERED: [StepKind; 5] =
-        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call];
+    /// On disk, in place of a kind: some of a map's items. Such a record is no step.
+    pub(crate) const SEGMENT: u8 = u8::MAX;
+
+    const NUMBERED: [StepKind; 7] = [
+        StepKind::Run,
+        StepKind::Sleep,
+        StepKind::Signal,
+        StepKind::Trigger,
+        StepKind::Call,
+        StepKind::Race,
+        StepKind::Map,
+    ];
 
     /// The number on disk, part of the file format.
     pub(crate) const fn to_byte(self) -> u8 {
@@ -199,6 +215,8 @@ impl StepKind {
             StepKind::Signal => 2,
             StepKind::Trigger => 3,
             StepKind::Call => 4,
+            StepKind::Race => 5,
+            StepKind::Map => 6,
         }
     }
 
@@ -215,8 +233,23 @@ impl fmt::Display for StepKind {
             StepKind::Signal => "signal",
             StepKind::Trigger => "trigger",
             StepKind::Call => "call",
+            StepKind::Race => "race",
+            StepKind::Map => "map",
         })
     }
+}
+
+/// How far the items of a map are, as far as it is on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ItemCounts {
+    /// All of them.
+    pub total: u64,
+    /// Those that gave a value.
+    pub completed: u64,
+    /// Those that failed and were let be.
+    pub failed: u64,
 }
 
 /// What a step waits for: the first of these that comes.
@@ -243,6 +276,8 @@ pub enum StepStatus {
     Failed,
     /// It has no outcome yet.
     Waiting,
+    /// Some of its items are done.
+    Running,
 }
 
 /// How much a log line matters.

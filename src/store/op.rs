@@ -325,6 +325,8 @@ pub(crate) struct Checkpoint {
     pub(crate) run: RunId,
     pub(crate) generation: Generation,
     pub(crate) told: StepTold,
+    /// It is a part of a step, and no outcome: nobody is told.
+    pub(crate) part: bool,
     /// What was noted since the run's last write.
     pub(crate) notes: Option<Box<Notes>>,
 }

@@ -14,6 +14,7 @@ use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
     ThrottleRecord, WaitRecord,
 };
+use crate::codec::segment::{Segment, SegmentHead, Stored};
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
 use crate::job::{Job, fingerprint};
@@ -157,6 +158,20 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
     };
     sealed.get(5..).unwrap_or_default().to_vec()
+}
+
+/// Reads bytes as a segment of a map's items.
+pub fn segment(bytes: &[u8], items: u64) -> bool {
+    let mut stored = 0;
+    let read = Segment::decode(bytes, items, &mut |part| {
+        match part {
+            Stored::Nulls(range) => assert!(range.end <= items),
+            Stored::Output(item, _) | Stored::Failed(item, _) => assert!(item < items),
+        }
+        stored += 1;
+    });
+    assert!(read.is_err() || SegmentHead::of(bytes).is_some());
+    read.is_ok() && stored > 0
 }
 
 /// Reads bytes as a row of the journal. `checksummed`: their checksum is made right first.

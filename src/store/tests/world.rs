@@ -360,7 +360,7 @@ impl World {
             output_at,
             error: None,
         };
-        Checkpoint { run, generation, told, notes: None }
+        Checkpoint { run, generation, told, part: false, notes: None }
     }
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {

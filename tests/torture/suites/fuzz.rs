@@ -17,7 +17,7 @@ pub const SUITE: Suite = Suite { name: "fuzz", run, cases: [80_000, 1_000_000_00
 /// How many inputs go to one function before a whole runtime gets one.
 const RUNTIME_EVERY: u64 = 1_000;
 
-const DECODERS: [&str; 5] = ["records", "journal", "keys", "json", "filters"];
+const DECODERS: [&str; 6] = ["records", "journal", "keys", "json", "segments", "filters"];
 
 fn bytes(random: &mut fastrand::Rng, most: usize) -> Vec<u8> {
     (0..random.usize(..most)).map(|_| random.u8(..)).collect()
@@ -118,6 +118,13 @@ fn decode(which: usize, random: &mut fastrand::Rng) -> bool {
         }
         3 if random.u8(..4) == 0 => fuzz::json_value(&nested(random)),
         3 => fuzz::json_input(&damaged_text(random)),
+        4 => {
+            // A head, two ranges, then what may be entries.
+            let mut segment = vec![0; 12];
+            segment.extend_from_slice(&[2, random.u8(..), random.u8(..), random.u8(..), random.u8(..)]);
+            segment.extend_from_slice(&[random.u8(..), 2, b'1', b'2']);
+            fuzz::segment(&damaged(random, segment), random.u64(..1_000))
+        }
         _ => fuzz::filter(&bytes(random, 60)),
     }
 }
