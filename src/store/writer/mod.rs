@@ -7,9 +7,11 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod continuing;
 mod control;
 mod execution;
 mod explain;
+mod linger;
 mod outage;
 mod rebuild;
 mod throttles;
@@ -42,6 +44,7 @@ use crate::id::{IdSource, RunId};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
+use linger::Linger;
 use turn::{Effect, Turn};
 
 /// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
@@ -68,8 +71,10 @@ pub(crate) struct Start {
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
     pub(crate) keys: Keys,
-    /// Whether the run has been leased before, so that it may have checkpoints.
+    /// Whether it may have checkpoints: it has been leased before, or has begun with those of another run.
     pub(crate) replay: bool,
+    /// The version of the job's code that the run was triggered with.
+    pub(crate) version: u32,
 }
 
 /// Whether the store works, and how far it is.
@@ -266,9 +271,16 @@ impl Writer {
 
     /// Works until it is told to close.
     pub(crate) fn run(mut self) {
+        let (inbox, mut linger) = (self.inbox.clone(), Linger::default());
         loop {
-            let timeout = self.timeout();
-            if self.step(timeout) {
+            let timeout = if self.pending.is_empty() { self.timeout() } else { Some(Duration::ZERO) };
+            inbox.take(&mut self.pending, timeout);
+            if let Some(wanted) = linger.wanted(self.pending.len(), self.bodies.len()) {
+                inbox.linger(&mut self.pending, wanted, linger::LINGER_MAX);
+                linger.lingered(self.pending.len() >= wanted);
+            }
+            linger.took(self.pending.len());
+            if self.step(Some(Duration::ZERO)) {
                 return self.close();
             }
         }
@@ -598,6 +610,7 @@ impl Writer {
                 stopped: false,
                 duration: Duration::ZERO,
                 notes: Notes::default(),
+                unused: Vec::new(),
             };
             Op::end(Call::new(end, Admitted::default()).0)
         });
