@@ -1466,7 +1466,7 @@ impl Model {
         let full = hold
             .rate
             .is_some_and(|(most, per)| hold.window.is_some_and(|(began, starts)| starts >= most && now < began + per));
-        !hold.paused && !(full && behind(run))
+        !(hold.paused || full && behind(run))
     }
 
     /// The limits of those that hold a key: bodies, and runs that sleep or were woken.
