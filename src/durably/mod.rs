@@ -175,7 +175,7 @@ impl Durably {
     }
 
     /// Creates a new run with the stored input, concurrency key and labels of one that has ended. The idempotency key is not
-    /// taken over, and no checkpoint.
+    /// taken over, nor a delay, and no checkpoint.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::JobNotFound`], [`Error::Conflict`] if it has not ended, [`Error::InvalidInput`] if the

@@ -302,11 +302,14 @@ impl Engine {
         self.refresh(queued.job);
     }
 
-    /// The newest run of this job and key that waits and has never started.
+    /// The newest run of this job and key that waits, in line or for its moment, and has never started.
     pub(crate) fn waiting(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
-        let key = self.keys.get(key)?;
-        let (place, _) = key.waiting.iter().rev().find(|(_, waiting)| waiting.job == job && !waiting.started)?;
-        Some((self.tickets.get(place).copied().unwrap_or(place.ticket), *place))
+        let delayed = self.sleepers.newest_delayed(job, key);
+        let in_line = self.keys.get(key).and_then(|key| {
+            let (place, _) = key.waiting.iter().rev().find(|(_, waiting)| waiting.job == job && !waiting.started)?;
+            Some((self.run_at(*place), *place))
+        });
+        delayed.into_iter().chain(in_line).max_by_key(|(_, place)| *place)
     }
 
     /// Runs with a body, whatever their status.

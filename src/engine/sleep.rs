@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Generation, JobNumber, KeyName, Queued};
+use super::{Generation, JobNumber, KeyName, Place, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
@@ -36,6 +36,8 @@ pub(crate) enum Alarm {
 pub(super) struct Sleepers {
     asleep: BTreeMap<RunId, Sleeper>,
     delayed: BTreeMap<RunId, Queued>,
+    /// Those with a key that have never started, by key and job.
+    delayed_keys: BTreeSet<(KeyName, JobNumber, Place, RunId)>,
     alarms: BTreeSet<(Timestamp, RunId, Alarm)>,
 }
 
@@ -61,11 +63,26 @@ impl Sleepers {
     /// Keeps a pending run out of its line until its moment.
     pub(super) fn delay(&mut self, queued: Queued) {
         self.alarms.extend(queued.not_before.map(|at| (at, queued.run, Alarm::Start)));
+        self.delayed_keys.extend(entry(&queued));
         self.delayed.insert(queued.run, queued);
+    }
+
+    /// The newest delayed run of this job and key that has never started.
+    pub(super) fn newest_delayed(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
+        if self.delayed_keys.is_empty() {
+            return None;
+        }
+        let key: KeyName = key.into();
+        let first = (key.clone(), job, Place::new(true, RunId::MIN), RunId::MIN);
+        let last = (key, job, Place::new(false, RunId::MAX), RunId::MAX);
+        self.delayed_keys.range(first..=last).next_back().map(|(.., place, run)| (*run, *place))
     }
 
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
         let queued = self.delayed.remove(&run)?;
+        if let Some(entry) = entry(&queued) {
+            self.delayed_keys.remove(&entry);
+        }
         if let Some(at) = queued.not_before {
             self.alarms.remove(&(at, run, Alarm::Start));
         }
@@ -103,4 +120,9 @@ impl Sleepers {
     pub(super) fn contains(&self, run: RunId) -> bool {
         self.asleep.contains_key(&run)
     }
+}
+
+fn entry(queued: &Queued) -> Option<(KeyName, JobNumber, Place, RunId)> {
+    let (key, _) = queued.key.as_ref().filter(|_| queued.generation == 0)?;
+    Some((key.clone(), queued.job, queued.place, queued.run))
 }

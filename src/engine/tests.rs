@@ -16,8 +16,10 @@ enum Line {
     Starts(&'static [u128]),
     /// Seconds go by.
     Secs(u64),
+    /// The wall clock is set, and what is due by it is done: the runs that go in line.
+    Wall(u64, &'static [u128]),
 }
-use Line::{On, Secs, Starts};
+use Line::{On, Secs, Starts, Wall};
 
 fn id(n: u128) -> RunId {
     RunId::numbered(n)
@@ -63,6 +65,16 @@ impl Queued {
     fn after(self, generation: Generation) -> Self {
         Queued { generation, ..self }
     }
+
+    /// Not before this many seconds.
+    fn from(self, secs: u64) -> Self {
+        Queued { not_before: Some(wall(secs)), ..self }
+    }
+}
+
+/// The wall clock, this many seconds after it began.
+fn wall(secs: u64) -> Timestamp {
+    Timestamp::from_millis(1_000_000 + secs * 1_000)
 }
 
 fn queued(queued: Queued) -> Line {
@@ -98,6 +110,17 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
             Secs(secs) => {
                 now += Duration::from_secs(secs);
                 engine.apply(Event::Tick, now);
+            }
+            Wall(secs, expected) => {
+                let rung = std::iter::from_fn(|| engine.ring(wall(secs)));
+                let started: Vec<u128> = rung
+                    .map(|(run, alarm)| {
+                        assert_eq!(alarm, Alarm::Start, "line {at}");
+                        number(run)
+                    })
+                    .collect();
+                assert_eq!(started, expected, "line {at}");
+                assert!(engine.next_alarm().is_none_or(|next| next > wall(secs)), "line {at}");
             }
         }
     }
@@ -186,6 +209,97 @@ fn runs_start_in_order() {
                 withdrawn(4, Some("k")),
                 queued(new(6).keyed("k", 1).at(2)),
                 Starts(&[6, 5]),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn a_delayed_run_starts_at_its_moment_and_no_sooner() {
+    check(vec![
+        (
+            "it stands in nobody's way until then, and goes in line where it was triggered",
+            1,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                queued(new(2)),
+                Starts(&[2]),
+                queued(new(3)),
+                Wall(9, &[]),
+                Wall(10, &[1]),
+                ended(2),
+                stopped(2, 1),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "it holds no key before",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("k", 1).from(10)),
+                queued(new(2).keyed("k", 1)),
+                Starts(&[2]),
+                Wall(10, &[1]),
+                Starts(&[]),
+                ended(2),
+                stopped(2, 1),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "in order of their moments, at one moment in order of trigger",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(30)),
+                queued(new(3).from(20)),
+                queued(new(2).from(20)),
+                Wall(25, &[2, 3]),
+                Starts(&[2, 3]),
+                Wall(1_000_000, &[1]),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "a clock that goes back delays what is not due yet",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                queued(new(2).from(20)),
+                Wall(10, &[1]),
+                Wall(0, &[]),
+                Starts(&[1]),
+                Wall(19, &[]),
+                Wall(20, &[2]),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "withdrawn, it has no moment any more",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("k", 1).from(10)),
+                withdrawn(1, Some("k")),
+                Wall(10, &[]),
+                Starts(&[]),
+            ],
+        ),
+        (
+            "one that was handed back to its moment keeps nothing of it",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                Wall(10, &[1]),
+                Starts(&[1]),
+                ended(1),
+                queued(new(1).after(1)),
+                stopped(1, 1),
+                Starts(&[1]),
             ],
         ),
     ]);
@@ -619,6 +733,41 @@ fn the_newest_waiting_run_that_never_started_is_found() {
         }
     }
     assert_eq!(waiting(&engine), Some((8, Place::new(false, id(3)))));
+}
+
+#[test]
+fn a_delayed_run_is_found_as_waiting_until_it_starts() {
+    let mut engine = play(
+        9,
+        vec![
+            registered(1, 9),
+            queued(new(1).keyed("k", 1)),
+            queued(new(2).keyed("k", 1).from(10)),
+            queued(new(3).keyed("k", 1).from(5)),
+            queued(new(4).of(2).keyed("k", 1).from(5)),
+            queued(new(5).keyed("other", 1).from(5)),
+            queued(new(6).keyed("k", 1).from(5).after(1)),
+            queued(new(7).from(5)),
+        ],
+    );
+    let waiting = |engine: &Engine| engine.waiting(1, "k").map(|(run, _)| number(run));
+    let on = |engine: &mut Engine, line| {
+        if let On(event) = line {
+            engine.apply(event, Duration::ZERO);
+        }
+    };
+    assert_eq!(waiting(&engine), Some(3));
+    assert_eq!(engine.counts().collect::<Vec<_>>(), [(1, [6, 0, 0]), (2, [1, 0, 0])]);
+    on(&mut engine, withdrawn(3, Some("k")));
+    assert_eq!(waiting(&engine), Some(2));
+    assert_eq!(drain(&mut engine, Duration::ZERO), [1]);
+    assert_eq!(engine.ring(wall(10)), Some((id(4), Alarm::Start)));
+    while engine.ring(wall(10)).is_some() {}
+    assert_eq!(waiting(&engine), Some(2), "in line now");
+    on(&mut engine, queued(new(8).keyed("k", 1).at(2).from(20)));
+    on(&mut engine, withdrawn(2, Some("k")));
+    assert_eq!(engine.waiting(1, "k"), Some((id(8), Place::new(false, id(2)))), "its place, and a moment of its own");
+    assert_eq!(engine.next_alarm(), Some(wall(20)));
 }
 
 #[test]

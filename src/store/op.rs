@@ -163,7 +163,26 @@ pub(crate) struct NewRun {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) retriggered_from: Option<RunId>,
     pub(crate) parent: Option<Parent>,
-    pub(crate) not_before: Option<Timestamp>,
+    pub(crate) not_before: Option<NotBefore>,
+}
+
+/// When a run may start first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotBefore {
+    At(Timestamp),
+    /// So long after the run is created, by the clock that says when that is.
+    After(Duration),
+}
+
+impl NotBefore {
+    /// The moment, for a run created now; `None` if that is over.
+    pub(crate) fn moment(self, now: Timestamp) -> Option<Timestamp> {
+        let at = match self {
+            NotBefore::At(at) => at,
+            NotBefore::After(delay) => now.saturating_add(delay),
+        };
+        (at > now).then_some(at)
+    }
 }
 
 /// The run whose step triggers a run.

@@ -8,6 +8,7 @@ mod children;
 mod coalesce;
 mod concurrency;
 mod definition;
+mod delay;
 mod delete;
 mod errors;
 mod events;

@@ -268,7 +268,7 @@ impl Writer {
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
             parent: item.parent.map(|parent| parent.run),
-            not_before: item.not_before.filter(|at| *at > turn.now),
+            not_before: item.not_before.and_then(|at| at.moment(turn.now)),
             ticket,
         };
         turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
