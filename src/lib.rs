@@ -52,6 +52,7 @@ mod id;
 mod job;
 pub mod limits;
 mod run;
+mod schedule;
 mod step;
 mod store;
 #[cfg(feature = "testing")]
@@ -59,7 +60,7 @@ pub mod testing;
 mod time;
 mod trigger;
 
-pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+pub use actor::message::{Reply, ScheduleRequest, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
 pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats};
 pub use error::{Advice, Error};
@@ -70,6 +71,7 @@ pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
     StepStatus, WaitingFor,
 };
+pub use schedule::{Missed, ScheduleBuilder, ScheduleCall, ScheduleInfo, Scheduled};
 pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};

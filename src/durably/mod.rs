@@ -5,6 +5,7 @@
 
 mod builder;
 mod core;
+mod schedules;
 
 use std::fmt;
 use std::path::Path;

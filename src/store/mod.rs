@@ -22,6 +22,7 @@ pub(crate) mod op;
 mod query;
 pub(crate) mod read;
 mod reserve;
+mod schedules;
 mod stage;
 mod steps;
 pub(crate) mod tables;

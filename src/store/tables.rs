@@ -20,6 +20,8 @@
 //! | [`Table::Signals`] | run, length, name, ticket | payload of a signal that nobody has taken |
 //! | [`Table::Children`] | parent, child | whether the child goes its own way: one byte |
 //! | [`Table::Awaiters`] | awaited run, waiting run, its step `u32` | – |
+//! | [`Table::Schedules`] | schedule's name | `ScheduleRecord`, payload the input |
+//! | [`Table::Standings`] | schedule's name | `StandingRecord`: when it is due next, what has fired |
 //!
 //! Numbers in keys are big endian, so that bytes sort as numbers do. All but the first three are *logical* tables: their
 //! rows may still be in the journal, and every read goes through tables and tail together.
@@ -65,10 +67,12 @@ pub(crate) enum Table {
     Signals = 12,
     Children = 13,
     Awaiters = 14,
+    Schedules = 15,
+    Standings = 16,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 15] = [
+    pub(crate) const ALL: [Table; 17] = [
         Table::Jobs,
         Table::Runs,
         Table::States,
@@ -84,6 +88,8 @@ impl Table {
         Table::Signals,
         Table::Children,
         Table::Awaiters,
+        Table::Schedules,
+        Table::Standings,
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Table> {
@@ -107,6 +113,8 @@ impl Table {
             Table::Signals => "signals",
             Table::Children => "children",
             Table::Awaiters => "awaiters",
+            Table::Schedules => "schedules",
+            Table::Standings => "standings",
         }
     }
 

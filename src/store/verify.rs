@@ -18,7 +18,7 @@ use super::file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
-use crate::codec::records::{JobRecord, LineRecord, LogRecord, RunRecord, StateRecord, StepRecord, TallyRecord};
+use crate::codec::records::{JobRecord, LineRecord, LogRecord, RunRecord, ScheduleRecord, StandingRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
 use crate::id::RunId;
@@ -159,6 +159,7 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
     audit.parts()?;
     audit.steps()?;
     audit.indexes()?;
+    audit.schedules()?;
     audit.counts()?;
     audit.stored_once()?;
     Ok(audit.found)
@@ -409,6 +410,29 @@ impl Audit<'_, '_> {
                 && record.idempotency_key.is_none_or(|text| *keys::idempotency(record.job, &text) != *key)
             {
                 audit.problem("idempotency", key, "its run has another key");
+            }
+            Ok(())
+        })
+    }
+
+    /// Schedules: a definition and a standing each, of a job that has a name.
+    fn schedules(&mut self) -> Result<(), Fault> {
+        self.each(Table::Schedules, |audit, key, row| {
+            audit.has(Table::Standings, key, "a schedule is not in it")?;
+            if let Some(record) = audit.decoded::<ScheduleRecord>(Table::Schedules, key, &row)
+                && !audit.jobs.contains(&record.job)
+            {
+                audit.problem("schedules", key, "its job has no name");
+            }
+            Ok(())
+        })?;
+        self.each(Table::Standings, |audit, key, row| {
+            audit.has(Table::Schedules, key, "a standing is of no schedule in it")?;
+            if let Some(standing) = audit.decoded::<StandingRecord>(Table::Standings, key, &row)
+                && standing.paused
+                && standing.next.is_some()
+            {
+                audit.problem("standings", key, "paused, and due");
             }
             Ok(())
         })

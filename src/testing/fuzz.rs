@@ -11,22 +11,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::codec::records::{
-    ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
-    WaitRecord,
+    ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, ScheduleRecord, StandingRecord, StateRecord,
+    StepRecord, TallyRecord, WaitRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
 use crate::job::{Job, fingerprint};
 use crate::run::{RunFilter, RunStatus};
+use crate::schedule::Timetable;
 use crate::store::tables::Table;
 use crate::store::{is_block_of_steps, is_journal_row};
 use crate::time::Timestamp;
 use crate::trigger::labels;
 
 /// Tables with records, numbered as [`record`] takes them.
-pub const TABLES: u8 = 9;
+pub const TABLES: u8 = 11;
 /// A block of steps, which has no envelope of its own.
-const BLOCK: u8 = 8;
+const BLOCK: u8 = 10;
 
 /// Reads bytes as the record of a table. `checksummed`: they get the envelope that makes them look whole. What can be read is
 /// the same once it is written again.
@@ -53,6 +54,8 @@ pub fn record(table: u8, bytes: &[u8], checksummed: bool) -> bool {
         5 => check::<LogRecord>(Table::Logs, &bytes),
         6 => check::<LineRecord>(Table::ByStatus, &bytes),
         7 => check::<TallyRecord>(Table::Tallies, &bytes),
+        8 => check::<ScheduleRecord>(Table::Schedules, &bytes),
+        9 => check::<StandingRecord>(Table::Standings, &bytes),
         _ => is_block_of_steps(&bytes),
     }
 }
@@ -90,6 +93,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 parent: run,
                 not_before: Some(at),
                 ticket: None,
+                schedule: Some((text(), Some(at))),
             };
             codec::seal(&record, b"{\"a\":1}")
         }
@@ -131,6 +135,28 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
             codec::seal(&line, &[])
         }
         7 => codec::seal(&TallyRecord { completed: seed, failed: 1, cancelled: 2 }, &[]),
+        8 => {
+            let record = ScheduleRecord {
+                job: 1,
+                expression: text(),
+                time_zone: text(),
+                missed: 2,
+                missed_max: 9,
+                concurrency_key: Some(text()),
+                key_limit: 2,
+                on_conflict: 3,
+                labels: vec![(text(), text())],
+                delay_ms: Some(seed),
+                fingerprint: [7; 16],
+                created_at: at,
+            };
+            codec::seal(&record, b"{\"a\":1}")
+        }
+        9 => {
+            let (next, last_due) = (Some(at), Some(at));
+            let standing = StandingRecord { paused: false, next, last_due, last_run: run, fired: vec![(at, at); 3] };
+            codec::seal(&standing, &[])
+        }
         _ => {
             let record = text();
             let length = (record.len() as u32).to_le_bytes();
@@ -291,4 +317,27 @@ pub fn filter(bytes: &[u8]) -> bool {
         }
     }
     valid
+}
+
+/// Takes text as the expression and the zone of a schedule, two lines, and numbers as a moment. What is accepted is due after
+/// every moment that calendars reach, later each time, and named the same by whatever is asked for it.
+#[expect(clippy::expect_used, reason = "a harness: what does not hold is to be loud")]
+pub fn schedule(text: &str, after: u64) -> bool {
+    let (expression, zone) = text.split_once('\n').unwrap_or((text, "UTC"));
+    let Ok(timetable) = Timetable::parse(expression, zone) else { return false };
+    let mut at = Timestamp::from_millis(after);
+    for _ in 0..3 {
+        let Some(next) = timetable.next_after(at) else {
+            assert!(at.as_millis() > 240_000_000_000_000, "{expression} in {zone} is not due after {at}");
+            break;
+        };
+        assert!(next > at, "{expression} in {zone} is due at {next}, asked for what is after {at}");
+        // Asked from just before it, it is due then.
+        let before = Timestamp::from_millis(next.as_millis() - 1);
+        assert_eq!(timetable.next_after(before.max(at)), Some(next), "{expression} in {zone} after {before}");
+        at = next;
+    }
+    let again = Timetable::parse(expression, zone).expect("what was accepted is accepted again");
+    assert_eq!(again.next_after(at), timetable.next_after(at));
+    true
 }

@@ -66,3 +66,24 @@ pub enum OnConflict {
     /// new one starts at its own.
     Replace,
 }
+
+impl OnConflict {
+    /// The number on disk, part of the file format.
+    pub(crate) const fn to_byte(self) -> u8 {
+        match self {
+            OnConflict::Queue => 0,
+            OnConflict::Reject => 1,
+            OnConflict::Skip => 2,
+            OnConflict::Replace => 3,
+        }
+    }
+
+    pub(crate) const fn from_byte(byte: u8) -> OnConflict {
+        match byte {
+            1 => OnConflict::Reject,
+            2 => OnConflict::Skip,
+            3 => OnConflict::Replace,
+            _ => OnConflict::Queue,
+        }
+    }
+}

@@ -192,6 +192,7 @@ impl Options {
             retriggered_from,
             parent: None,
             not_before: self.not_before,
+            schedule: None,
         })
     }
 }

@@ -24,6 +24,7 @@ mod query;
 mod recovery;
 mod replay;
 mod resume;
+mod schedule;
 mod retrigger;
 mod shutdown;
 mod signals;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, Op, Triggered};
+use crate::schedule::{Missed, Timetable};
+use crate::store::op::{Accepted, NewSchedule, Op, Triggered};
 use crate::store::tests::world::{Disk, Fails, Hand, Plan, World, json, new};
 use crate::trigger::{Disposition, OnConflict};
 
@@ -389,4 +390,39 @@ fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
     assert_eq!(world.starts(), [(pending, 2)]);
     assert_eq!(world.runs().len(), 2);
     assert_eq!(world.complete(pending, 2), Accepted::Recorded);
+}
+
+#[test]
+fn a_due_time_fires_once_whatever_operation_fails() {
+    for (fails, opens) in [(Fails::Before, None), (Fails::After, None), (Fails::Before, Some(1)), (Fails::After, Some(1))] {
+        for at in 0.. {
+            let world = World::new();
+            world.register(&[("a", 9)]);
+            let every = |expression: &str| {
+                let (expression, time_zone) = (expression.to_owned(), "UTC".to_owned());
+                let timetable = Timetable::parse(&expression, &time_zone).expect("is allowed");
+                let (name, run) = (expression.replace(['@', ' '], "").into(), new("due"));
+                let new = NewSchedule { name, timetable, expression, time_zone, missed: Missed::All(9), run };
+                world.ask(Op::Schedule, Box::new(new)).expect("registers");
+            };
+            every("@every 20s");
+            every("@every 30s");
+            world.clock.advance(Duration::from_secs(20));
+            world.disk.plan(Plan { at, fails, opens });
+            world.ask(Op::Stats, ()).expect("is answered");
+            let is_over = world.disk.is_untouched();
+            world.disk.plan(None);
+            world.clock.advance(Duration::from_secs(20));
+            world.ask(Op::Stats, ()).expect("is answered");
+            // From 1,000 s on.
+            let mut fired: Vec<_> = world.runs().into_iter().filter_map(|run| run.schedule).collect();
+            fired.sort_by_key(|scheduled| scheduled.due);
+            let fired: Vec<_> = fired.iter().map(|at| (&*at.name, at.due.expect("not by hand").as_millis() / 1_000)).collect();
+            assert_eq!(fired, [("every20s", 1_020), ("every30s", 1_020), ("every20s", 1_040)], "{fails:?} {opens:?} {at}");
+            if is_over {
+                assert!(at > 3, "nothing was written");
+                break;
+            }
+        }
+    }
 }

@@ -447,6 +447,7 @@ pub(super) fn new(input: &str) -> NewRun {
         retriggered_from: None,
         parent: None,
         not_before: None,
+        schedule: None,
     }
 }
 

@@ -49,6 +49,7 @@ impl Writer {
         self.engine.keep_waits(waits);
         self.recover_leased(&mut turn)?;
         self.read_sleepers(&mut turn)?;
+        self.read_schedules(&mut turn)?;
         self.queue_pending(&mut turn)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();

@@ -270,6 +270,7 @@ impl Writer {
             parent: item.parent.map(|parent| parent.run),
             not_before: item.not_before.and_then(|at| at.moment(turn.now)),
             ticket,
+            schedule: item.schedule.as_ref().map(|(name, due)| (name.to_string(), *due)),
         };
         turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
         turn.stage.insert(Table::ByJob, keys::by_job(job, run), Vec::new());
