@@ -25,7 +25,9 @@ fn heartbeat() -> Job<(), ()> {
 /// As programs do at every start: what is registered already stays as it is.
 async fn register(durably: &Durably) -> Result<(JobHandle<String, String>, JobHandle<(), ()>), durably::Error> {
     let (report, heartbeat) = durably.register((report(), heartbeat()))?;
-    for (place, zone) in [("Berlin", "Europe/Berlin"), ("New York", "America/New_York"), ("Kathmandu", "Asia/Kathmandu")] {
+    for (place, zone) in
+        [("Berlin", "Europe/Berlin"), ("New York", "America/New_York"), ("Kathmandu", "Asia/Kathmandu")]
+    {
         let name = format!("nightly/{}", place.to_lowercase().replace(' ', "-"));
         durably
             .schedule(name, "30 2 * * *")

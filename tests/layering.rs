@@ -17,7 +17,7 @@ const PARTS: &[(&str, May)] = &[
     ("hooks.rs", May::Only(&[])),
     ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),
     // Pure: it decides over ids and statuses.
-    ("engine/", May::Only(&["id", "limits", "run::RunStatus", "time"])),
+    ("engine/", May::Only(&["id", "limits", "run::RunStatus", "time::Timestamp"])),
     // Pure as well: when something is due is asked for with the moment.
     ("schedule/timetable.rs", May::Only(&["error", "limits", "time"])),
     ("schedule/due.rs", May::Only(&["limits", "schedule", "time"])),

@@ -190,7 +190,8 @@ mod tests {
     fn after_a_jump_and_back_what_was_passed_over_is_due_and_what_fired_is_not() {
         let there = 10 * YEAR;
         for missed in [Missed::Skip, Missed::Once, Missed::All(3)] {
-            let nows = [MINUTE, there, there + MINUTE, MINUTE + 5, 2 * MINUTE, 3 * MINUTE, there + MINUTE, there + 2 * MINUTE];
+            let nows =
+                [MINUTE, there, there + MINUTE, MINUTE + 5, 2 * MINUTE, 3 * MINUTE, there + MINUTE, there + 2 * MINUTE];
             let fired = play(missed, &nows);
             assert_eq!(fired[4..6], [minutes([2]), minutes([3])], "it goes on where the clock is");
             assert_eq!(fired[6], [], "fired in the first visit");
@@ -212,14 +213,7 @@ mod tests {
             standing = next;
             fired.push(due);
         }
-        assert_eq!(fired, [
-            vec![at(back + MINUTE)],
-            vec![],
-            minutes([2]),
-            vec![],
-            vec![],
-            vec![at(back + 2 * MINUTE)]
-        ]);
+        assert_eq!(fired, [vec![at(back + MINUTE)], vec![], minutes([2]), vec![], vec![], vec![at(back + 2 * MINUTE)]]);
     }
 
     #[test]

@@ -330,9 +330,27 @@ mod tests {
         };
         let long = "1,".repeat(200);
         for expression in [
-            "", "*", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "x * * * *", "0 0 31 2 *", "@reboot", "@every",
-            "@every 0s", "@every 5", "@every -1s", "@every 367d", "@every 99999999999999999999s", "@every 1µ", "@every +1s",
-            &long, "H * * * *", "0 3 * * * UTC", "\0 * * * *",
+            "",
+            "*",
+            "* * * *",
+            "* * * * * *",
+            "60 * * * *",
+            "* 24 * * *",
+            "x * * * *",
+            "0 0 31 2 *",
+            "@reboot",
+            "@every",
+            "@every 0s",
+            "@every 5",
+            "@every -1s",
+            "@every 367d",
+            "@every 99999999999999999999s",
+            "@every 1µ",
+            "@every +1s",
+            &long,
+            "H * * * *",
+            "0 3 * * * UTC",
+            "\0 * * * *",
         ] {
             assert_eq!(refused(expression, "UTC"), "expression");
         }

@@ -90,7 +90,12 @@ async fn every_kind_of_trigger_can_be_delayed() {
         let at = clock.now().saturating_add(HOUR);
         let mut runs = vec![durably.trigger_json("child", 1.into()).at(at).await.unwrap().id()];
         runs.extend(
-            child.batch_trigger([Trigger::new(2).at(at), Trigger::new(3).delay(HOUR)]).await.unwrap().iter().map(|run| run.id()),
+            child
+                .batch_trigger([Trigger::new(2).at(at), Trigger::new(3).delay(HOUR)])
+                .await
+                .unwrap()
+                .iter()
+                .map(|run| run.id()),
         );
         let called = parent.trigger(4).await.unwrap();
         next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;

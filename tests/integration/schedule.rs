@@ -1,15 +1,20 @@
 //! Runs that the clock triggers: one a due time, over crashes and whatever the clock does.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
+use durably::limits::SCHEDULES_MAX;
 use durably::{
     Clock, Durably, Error, EventKind, JobHandle, Missed, OnConflict, Reply, Run, RunFilter, RunStatus, ScheduleRequest,
     Scheduled, SupervisorMsg, Timestamp, TriggerRequest,
 };
+use futures::future::try_join_all;
 use ractor::rpc::CallResult;
 use serde_json::json;
 
-use crate::support::{Gate, ManualClock, TempFile, echo, ended, gated, memory, next_event, pair, run_of, within};
+use crate::support::{
+    Gate, ManualClock, TempFile, echo, ended, gated, memory, next_event, pair, run_of, within, within_minutes,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -61,8 +66,13 @@ async fn a_schedule_triggers_its_job_once_every_due_time_with_its_options() {
         let clock = clock();
         let (durably, job) = with(&clock).await;
         let start = clock.now();
-        let schedule =
-            durably.schedule("a/b", "* * * * *").trigger(&job, 7).label("tenant", "acme").concurrency_key("k").await.unwrap();
+        let schedule = durably
+            .schedule("a/b", "* * * * *")
+            .trigger(&job, 7)
+            .label("tenant", "acme")
+            .concurrency_key("k")
+            .await
+            .unwrap();
         assert_eq!((schedule.next_due, schedule.last_due), (Some(start.saturating_add(MINUTE)), None));
         poke(&durably).await;
         assert_eq!(fired(&durably).await, [], "what was due at its registration is not");
@@ -81,10 +91,10 @@ async fn a_schedule_triggers_its_job_once_every_due_time_with_its_options() {
         let run = ended(&durably, run.id).await;
         assert_eq!((run.status, run.output), (RunStatus::Completed, Some(7.into())));
         let known = durably.get_schedule("a/b").await.unwrap().unwrap();
-        assert_eq!((known.last_due, known.next_due), (
-            Some(start.saturating_add(MINUTE * 2)),
-            Some(start.saturating_add(MINUTE * 3))
-        ));
+        assert_eq!(
+            (known.last_due, known.next_due),
+            (Some(start.saturating_add(MINUTE * 2)), Some(start.saturating_add(MINUTE * 3)))
+        );
         assert_eq!(known.last_run, Some(runs(&durably).await[1].id));
     })
     .await;
@@ -459,7 +469,8 @@ async fn schedules_are_driven_by_message() {
         let clock = clock();
         let (durably, _job) = with(&clock).await;
         let trigger = TriggerRequest::new("job", json!(3)).label("n", "3");
-        let request = ScheduleRequest::new("s", "0 9 * * *", trigger).time_zone("America/New_York").missed(Missed::Skip);
+        let request =
+            ScheduleRequest::new("s", "0 9 * * *", trigger).time_zone("America/New_York").missed(Missed::Skip);
         let schedule = ask(&durably, |reply| SupervisorMsg::Schedule(request, reply)).await.unwrap();
         assert_eq!((schedule.time_zone.as_str(), schedule.missed), ("America/New_York", Missed::Skip));
         assert_eq!(ask(&durably, SupervisorMsg::Schedules).await.unwrap(), [schedule]);
@@ -490,6 +501,23 @@ async fn a_firing_is_told_as_any_trigger_and_stored_as_json() {
         assert_eq!(shown["schedule"]["name"], "s");
         let read: Scheduled = serde_json::from_value(shown["schedule"].clone()).unwrap();
         assert_eq!(Some(read), run.schedule);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_holds_10_000_schedules() {
+    within_minutes(async {
+        let durably = memory().await;
+        let job = durably.register(echo("job")).unwrap();
+        let register = |n: usize| durably.schedule(format!("s/{n}"), "@every 366d").trigger(&job, 1).into_future();
+        try_join_all((0..SCHEDULES_MAX).map(register)).await.unwrap();
+        let refused = register(SCHEDULES_MAX).await;
+        assert!(matches!(refused, Err(Error::TooMany { what: "schedules", count: 10_001, .. })), "{refused:?}");
+        register(0).await.unwrap();
+        assert_eq!(durably.schedules().await.unwrap().len(), SCHEDULES_MAX);
+        durably.remove_schedule("s/7").await.unwrap();
+        register(SCHEDULES_MAX).await.unwrap();
     })
     .await;
 }

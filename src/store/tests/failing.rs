@@ -394,7 +394,9 @@ fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
 
 #[test]
 fn a_due_time_fires_once_whatever_operation_fails() {
-    for (fails, opens) in [(Fails::Before, None), (Fails::After, None), (Fails::Before, Some(1)), (Fails::After, Some(1))] {
+    for (fails, opens) in
+        [(Fails::Before, None), (Fails::After, None), (Fails::Before, Some(1)), (Fails::After, Some(1))]
+    {
         for at in 0.. {
             let world = World::new();
             world.register(&[("a", 9)]);
@@ -417,8 +419,13 @@ fn a_due_time_fires_once_whatever_operation_fails() {
             // From 1,000 s on.
             let mut fired: Vec<_> = world.runs().into_iter().filter_map(|run| run.schedule).collect();
             fired.sort_by_key(|scheduled| scheduled.due);
-            let fired: Vec<_> = fired.iter().map(|at| (&*at.name, at.due.expect("not by hand").as_millis() / 1_000)).collect();
-            assert_eq!(fired, [("every20s", 1_020), ("every30s", 1_020), ("every20s", 1_040)], "{fails:?} {opens:?} {at}");
+            let fired: Vec<_> =
+                fired.iter().map(|at| (&*at.name, at.due.expect("not by hand").as_millis() / 1_000)).collect();
+            assert_eq!(
+                fired,
+                [("every20s", 1_020), ("every30s", 1_020), ("every20s", 1_040)],
+                "{fails:?} {opens:?} {at}"
+            );
             if is_over {
                 assert!(at > 3, "nothing was written");
                 break;

@@ -99,8 +99,11 @@ impl Writer {
             match self.fire_one(turn, &name) {
                 Ok(firings) => fired += firings,
                 Err(Fault::Corrupted(row)) => {
+                    // Its next due time may find it repaired, or what it met gone.
                     tracing::error!(schedule = %name, error = %row, "what is due can't be fired");
-                    self.schedules.set(&name, None, None);
+                    let timetable = self.schedules.timetable(&name);
+                    let next = timetable.as_ref().and_then(|timetable| timetable.next_after(turn.now));
+                    self.schedules.set(&name, timetable, next);
                 }
                 Err(fault) => return Err(fault),
             }
@@ -176,11 +179,11 @@ impl Writer {
     /// The clock went back: what lies between then and now is due again, but for what has fired.
     fn rewind(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         self.schedules.latest = turn.now;
-        let later = |entry: &Entry| {
-            let first = entry.timetable.as_ref()?.next_after(turn.now)?;
-            entry.next.filter(|next| first < *next)
+        let is_later = |entry: &Entry| {
+            let first = entry.timetable.as_ref().and_then(|timetable| timetable.next_after(turn.now));
+            first.is_some_and(|first| entry.next.is_none_or(|next| first < next))
         };
-        let names = self.schedules.by_name.iter().filter(|(_, entry)| later(entry).is_some());
+        let names = self.schedules.by_name.iter().filter(|(_, entry)| is_later(entry));
         let names: Vec<Arc<str>> = names.map(|(name, _)| name.clone()).collect();
         for name in names {
             let stored = match stored(turn, &name) {
@@ -188,6 +191,7 @@ impl Writer {
                 stored => stored?,
             };
             if let (Some(mut stored), Some(timetable)) = (stored, self.schedules.timetable(&name))
+                && !stored.standing.paused
                 && let Some(rewound) = standing(&stored.standing).rewound(&timetable, turn.now)
             {
                 stored.standing.next = rewound.next;
