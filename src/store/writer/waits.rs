@@ -19,6 +19,7 @@ use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Action, Alarm, Event as EngineEvent, Sleeper, refuse};
 use crate::error::Error;
 use crate::event::{EventKind, Payload, What};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{ALARMS_IN_GROUP_MAX, SIGNALS_MAX};
@@ -91,7 +92,9 @@ impl Writer {
                 Ok(ControlFlow::Break(()))
             })?;
             if let Some((key, row)) = first {
-                turn.stage.delete(Table::Signals, &key[..]);
+                if !self.config.hooks.plants(Bug::SignalKept) {
+                    turn.stage.delete(Table::Signals, &key[..]);
+                }
                 return Ok(Some(Ok(codec::open::<()>(Table::Signals, &key, &row)?.1)));
             }
         }
@@ -216,6 +219,9 @@ impl Writer {
         }
         let mut record = record.clone();
         record.open.get_or_insert_default().run = Some(child);
+        if self.config.hooks.plants(Bug::ChildUnrecorded) {
+            return Ok(Ok(Settled::Open(Box::new(record))));
+        }
         if waits {
             return self.step_waits(turn, &Await { record, stored: false, ..*step }).map(Ok);
         }
@@ -299,7 +305,7 @@ impl Writer {
 
     /// Records the end of a run in the steps that wait for it, and wakes their runs.
     pub(super) fn tell_awaiters(&mut self, turn: &mut Turn<'_>, run: RunId, outcome: &Outcome) -> Result<(), Fault> {
-        if self.awaited.is_empty() {
+        if self.awaited.is_empty() || self.config.hooks.plants(Bug::EndUntold) {
             return Ok(());
         }
         let range = (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX);
@@ -361,7 +367,8 @@ impl Writer {
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
-        if body.news != Some(suspension.heard) || suspension.due.is_some_and(|due| due <= turn.now) {
+        let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
+        if missed || suspension.due.is_some_and(|due| due <= turn.now) {
             let line = self.woken(turn, run, record, state);
             turn.tell(&body.subject, What::Kind(Box::new(EventKind::RunWoken)));
             self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{kill9, overload, poison, shutdown};
+use super::{kill9, overload, poison, saga, shutdown};
 
 /// The environment variable that makes this executable the child.
 const ROLE: &str = "DURABLY_TORTURE_CHILD";
@@ -26,6 +26,7 @@ const ROLE: &str = "DURABLY_TORTURE_CHILD";
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
     Kill9(kill9::life::Life),
+    Saga(saga::Life),
     Poison(poison::Life),
     Shutdown(shutdown::Life),
     Overload(overload::Load),
@@ -42,6 +43,7 @@ pub fn be_the_child_if_asked() {
     let _ = std::io::stdout().write_all(b"\n");
     match serde_json::from_str(&role).expect("a role") {
         Role::Kill9(life) => kill9::child::live(&life),
+        Role::Saga(life) => saga::child::live(&life),
         Role::Poison(life) => poison::live(&life),
         Role::Shutdown(life) => shutdown::live(&life),
         Role::Overload(load) => overload::live(&load),
