@@ -26,6 +26,7 @@
 //!
 //! - [`Job::new`] defines a job, [`Durably::open`] a runtime, [`Durably::register`] gives a [`JobHandle`].
 //! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
+//! - [`Durably::schedule`] has the clock ask for runs.
 //! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
 //! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
 //! - [`Durably::actor_ref`] takes [`SupervisorMsg`]s from other ractor actors.

@@ -143,14 +143,18 @@ fn schedule(random: &mut fastrand::Rng) -> Vec<u8> {
         "Europe/Atlantis",
         "",
     ];
+    fn number(random: &mut fastrand::Rng, most: u8) -> u8 {
+        if random.u8(..32) == 0 { random.u8(..) } else { random.u8(1..=most) }
+    }
     fn item(random: &mut fastrand::Rng, most: u8) -> String {
-        let number = |random: &mut fastrand::Rng| random.u8(..=most + 1).to_string();
-        match random.u8(..10) {
-            0..=3 => number(random),
-            4 => format!("{}-{}", number(random), number(random)),
-            5 => format!("*/{}", number(random)),
-            6 => format!("{}-{}/{}", number(random), number(random), random.u32(..300)),
-            7 => NAMES[random.usize(..NAMES.len())].to_owned(),
+        let (one, other) = (number(random, most), number(random, most));
+        match random.u8(..16) {
+            0..=5 => one.to_string(),
+            6..=8 => format!("{}-{}", one.min(other), one.max(other)),
+            9 | 10 => format!("*/{one}"),
+            11 => format!("{}-{}/{}", one.min(other), one.max(other), random.u32(..300)),
+            12 => NAMES[random.usize(..NAMES.len())].to_owned(),
+            13 => format!("{one}-{other}"),
             _ => "*".to_owned(),
         }
     }
