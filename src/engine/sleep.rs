@@ -5,16 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Generation, JobNumber, KeyName, Place, Queued};
+use super::{Generation, JobNumber, KeyName, Keys, Place, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
-/// A suspended run. It keeps its key and takes no slot.
+/// A suspended run. It keeps its keys and takes no slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sleeper {
     pub(crate) run: RunId,
     pub(crate) job: JobNumber,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     /// Its last lease.
     pub(crate) generation: Generation,
     /// When it is to be woken; `None`: by a signal or a child only.
@@ -37,7 +37,7 @@ pub(super) struct Sleepers {
     asleep: BTreeMap<RunId, Sleeper>,
     delayed: BTreeMap<RunId, Queued>,
     /// Those with a key that have never started, by key and job.
-    delayed_keys: BTreeSet<(KeyName, JobNumber, Place, RunId)>,
+    delayed_keys: BTreeMap<(KeyName, JobNumber), BTreeSet<(Place, RunId)>>,
     alarms: BTreeSet<(Timestamp, RunId, Alarm)>,
 }
 
@@ -63,25 +63,31 @@ impl Sleepers {
     /// Keeps a pending run out of its line until its moment.
     pub(super) fn delay(&mut self, queued: Queued) {
         self.alarms.extend(queued.not_before.map(|at| (at, queued.run, Alarm::Start)));
-        self.delayed_keys.extend(entry(&queued));
+        for key in keys_of(&queued) {
+            self.delayed_keys.entry(key).or_default().insert((queued.place, queued.run));
+        }
         self.delayed.insert(queued.run, queued);
     }
 
-    /// The newest delayed run of this job and key that has never started.
-    pub(super) fn newest_delayed(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
-        if self.delayed_keys.is_empty() {
-            return None;
-        }
-        let key: KeyName = key.into();
-        let first = (key.clone(), job, Place::new(true, RunId::MIN), RunId::MIN);
-        let last = (key, job, Place::new(false, RunId::MAX), RunId::MAX);
-        self.delayed_keys.range(first..=last).next_back().map(|(.., place, run)| (*run, *place))
+    /// Delayed runs of this job and key that have never started, the last in line first.
+    pub(super) fn delayed_of(&self, job: JobNumber, key: &str) -> impl Iterator<Item = (RunId, Place)> + '_ {
+        let places = if self.delayed_keys.is_empty() { None } else { self.delayed_keys.get(&(key.into(), job)) };
+        places.into_iter().flatten().rev().map(|(place, run)| (*run, *place))
+    }
+
+    pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {
+        self.delayed.get(&run)?.not_before
     }
 
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
         let queued = self.delayed.remove(&run)?;
-        if let Some(entry) = entry(&queued) {
-            self.delayed_keys.remove(&entry);
+        for key in keys_of(&queued) {
+            if let Some(places) = self.delayed_keys.get_mut(&key) {
+                places.remove(&(queued.place, run));
+                if places.is_empty() {
+                    self.delayed_keys.remove(&key);
+                }
+            }
         }
         if let Some(at) = queued.not_before {
             self.alarms.remove(&(at, run, Alarm::Start));
@@ -113,8 +119,8 @@ impl Sleepers {
     }
 
     /// The keys that sleeping runs hold.
-    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &KeyName, u32)> {
-        self.asleep.values().filter_map(|sleeper| sleeper.key.as_ref().map(|(name, limit)| (sleeper.run, name, *limit)))
+    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &Keys)> {
+        self.asleep.values().map(|sleeper| (sleeper.run, &sleeper.keys))
     }
 
     pub(super) fn contains(&self, run: RunId) -> bool {
@@ -122,7 +128,8 @@ impl Sleepers {
     }
 }
 
-fn entry(queued: &Queued) -> Option<(KeyName, JobNumber, Place, RunId)> {
-    let (key, _) = queued.key.as_ref().filter(|_| queued.generation == 0)?;
-    Some((key.clone(), queued.job, queued.place, queued.run))
+/// Under which keys a delayed run is found; under none once it has been started.
+fn keys_of(queued: &Queued) -> impl Iterator<Item = (KeyName, JobNumber)> + '_ {
+    let keys = if queued.generation == 0 { &queued.keys[..] } else { &[] };
+    keys.iter().map(|(key, _)| (key.clone(), queued.job))
 }

@@ -92,8 +92,10 @@ pub struct ScheduleInfo {
     pub job_name: String,
     /// The input of every firing.
     pub input: Value,
-    /// The concurrency key of every firing.
-    pub concurrency_key: Option<String>,
+    /// The concurrency keys of every firing.
+    pub concurrency_keys: Vec<String>,
+    /// The priority of every firing.
+    pub priority: i8,
     /// The labels of every firing.
     pub labels: std::collections::BTreeMap<String, String>,
     /// Whether it fires nothing for now.

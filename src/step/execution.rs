@@ -1,6 +1,6 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +95,7 @@ impl Drop for Alive {
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: BTreeMap<Arc<str>, &'static Location<'static>>,
+    in_use: HashMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,
@@ -287,6 +287,11 @@ impl Execution {
         self.set_busy(true);
         let known = known.map(Box::new);
         Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
+    }
+
+    /// Keys of the steps that were called so far.
+    pub(crate) fn called(&self) -> Vec<String> {
+        self.steps().in_use.keys().map(|key| key.to_string()).collect()
     }
 
     /// Counts the bytes of a checkpoint; says whether they are within the limit.

@@ -20,6 +20,7 @@
 //! | [`Table::Signals`] | run, length, name, ticket | payload of a signal that nobody has taken |
 //! | [`Table::Children`] | parent, child | whether the child goes its own way: one byte |
 //! | [`Table::Awaiters`] | awaited run, waiting run, its step `u32` | – |
+//! | [`Table::Throttles`] | `0`, job `u32`; or `1`, concurrency key | `ThrottleRecord` |
 //! | [`Table::Schedules`] | schedule's name | `ScheduleRecord`, payload the input |
 //! | [`Table::Standings`] | schedule's name | `StandingRecord`: when it is due next, what has fired |
 //!
@@ -67,12 +68,13 @@ pub(crate) enum Table {
     Signals = 12,
     Children = 13,
     Awaiters = 14,
-    Schedules = 15,
-    Standings = 16,
+    Throttles = 15,
+    Schedules = 16,
+    Standings = 17,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 17] = [
+    pub(crate) const ALL: [Table; 18] = [
         Table::Jobs,
         Table::Runs,
         Table::States,
@@ -88,6 +90,7 @@ impl Table {
         Table::Signals,
         Table::Children,
         Table::Awaiters,
+        Table::Throttles,
         Table::Schedules,
         Table::Standings,
     ];
@@ -113,6 +116,7 @@ impl Table {
             Table::Signals => "signals",
             Table::Children => "children",
             Table::Awaiters => "awaiters",
+            Table::Throttles => "throttles",
             Table::Schedules => "schedules",
             Table::Standings => "standings",
         }

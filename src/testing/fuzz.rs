@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, ScheduleRecord, StandingRecord,
-    StateRecord, StepRecord, TallyRecord, WaitRecord,
+    StateRecord, StepRecord, TallyRecord, ThrottleRecord, WaitRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
@@ -25,9 +25,9 @@ use crate::time::Timestamp;
 use crate::trigger::labels;
 
 /// Tables with records, numbered as [`record`] takes them.
-pub const TABLES: u8 = 11;
+pub const TABLES: u8 = 12;
 /// A block of steps, which has no envelope of its own.
-const BLOCK: u8 = 10;
+const BLOCK: u8 = 11;
 
 /// Reads bytes as the record of a table. `checksummed`: they get the envelope that makes them look whole. What can be read is
 /// the same once it is written again.
@@ -54,8 +54,9 @@ pub fn record(table: u8, bytes: &[u8], checksummed: bool) -> bool {
         5 => check::<LogRecord>(Table::Logs, &bytes),
         6 => check::<LineRecord>(Table::ByStatus, &bytes),
         7 => check::<TallyRecord>(Table::Tallies, &bytes),
-        8 => check::<ScheduleRecord>(Table::Schedules, &bytes),
-        9 => check::<StandingRecord>(Table::Standings, &bytes),
+        8 => check::<ThrottleRecord>(Table::Throttles, &bytes),
+        9 => check::<ScheduleRecord>(Table::Schedules, &bytes),
+        10 => check::<StandingRecord>(Table::Standings, &bytes),
         _ => is_block_of_steps(&bytes),
     }
 }
@@ -74,7 +75,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
     let mut text = || "x".repeat(random.usize(..40));
     let error =
         ErrorRecord { kind: 3, message: text(), chain: vec![text(), text()], step: Some(text()), terminal: true };
-    let key = Some((text(), 3));
+    let keys = vec![(text(), 3), (text(), 1)];
     let at = Timestamp::from_millis(seed);
     let run = Some(RunId::from_bytes([seed as u8; 16]));
     let sealed = match table % TABLES {
@@ -85,8 +86,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 created_at: at,
                 idempotency_key: Some(text()),
                 idempotency_ttl_ms: Some(seed),
-                concurrency_key: Some(text()),
-                key_limit: 2,
+                keys,
+                priority: -3,
                 labels: vec![(text(), text()), (text(), text())],
                 fingerprint: [7; 16],
                 retriggered_from: run,
@@ -123,7 +124,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         6 => {
             let line = LineRecord {
                 job: 1,
-                key,
+                keys,
+                priority: 7,
                 generation: seed,
                 crashes: 1,
                 front: true,
@@ -137,15 +139,20 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         7 => codec::seal(&TallyRecord { completed: seed, failed: 1, cancelled: 2 }, &[]),
         8 => {
+            let (rate, window) = (Some((2, seed)), Some((at, 3)));
+            codec::seal(&ThrottleRecord { paused_at: Some(at), rate, window }, &[])
+        }
+        9 => {
             let record = ScheduleRecord {
                 job: 1,
                 expression: text(),
                 time_zone: text(),
                 missed: 2,
                 missed_max: 9,
-                concurrency_key: Some(text()),
-                key_limit: 2,
+                keys: vec![(text(), 2)],
                 on_conflict: 3,
+                max_queued: Some(4),
+                priority: -1,
                 labels: vec![(text(), text())],
                 delay_ms: Some(seed),
                 fingerprint: [7; 16],
@@ -153,7 +160,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
             };
             codec::seal(&record, b"{\"a\":1}")
         }
-        9 => {
+        10 => {
             let (next, last_due) = (Some(at), Some(at));
             let standing = StandingRecord { paused: false, next, last_due, last_run: run, fired: vec![(at, at); 3] };
             codec::seal(&standing, &[])

@@ -3,8 +3,10 @@
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run, `DURABLY_TEST_CASES` sets
 //! how many cases it has, and `DURABLY_TEST_TRACE` prints what happens in them.
 
+mod aborting;
 mod full_disk;
 mod holding;
+mod opening;
 mod signals;
 mod suites;
 mod teeth;

@@ -28,6 +28,9 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
+            if claim.counted {
+                self.put_windows(turn, claim.run, &claim.keys);
+            }
             match turn.load_as(claim.run, claim.untouched) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
@@ -76,12 +79,13 @@ impl Writer {
             job: record.job,
             subject: subject.clone(),
             input,
-            key: claim.key.clone(),
+            keys: claim.keys.clone(),
             replay: !fresh,
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
+        let body =
+            Body { generation, job, subject, record, state, since: turn.now, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -97,10 +101,8 @@ impl Writer {
 
     /// Whether a lease may write, and the body it is of.
     pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
-        match self.engine.fence(run, generation) {
-            Fence::Holds => self.bodies.get_mut(&run),
-            Fence::Ended | Fence::Stale => None,
-        }
+        // A body is here for as long as the engine's fence holds for its lease: one search is enough.
+        self.bodies.get_mut(&run).filter(|body| body.generation == generation)
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
@@ -322,7 +324,8 @@ impl Writer {
 pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
         job: record.job,
-        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+        keys: record.keys.clone(),
+        priority: record.priority,
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,
@@ -395,6 +398,7 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         subject: subject(run, job_name, &loaded.record),
         record: loaded.record.clone(),
         state: loaded.state.clone(),
+        since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
     }

@@ -143,10 +143,10 @@ impl Writer {
         due: Option<Timestamp>,
     ) -> Result<Result<Triggered, Error>, Fault> {
         let Stored { record, input, .. } = stored;
-        let concurrency = record.concurrency_key.clone().map(|key| Concurrency {
-            key,
-            limit: record.key_limit,
+        let concurrency = (!record.keys.is_empty()).then(|| Concurrency {
+            keys: record.keys.clone(),
             on_conflict: OnConflict::from_byte(record.on_conflict),
+            max_queued: record.max_queued,
         });
         // Its run may have gone by the time that a clock comes back here; the standing knows better then.
         let idempotency = due.map(|due| Idempotency {
@@ -164,6 +164,7 @@ impl Writer {
             labels: record.labels.clone(),
             retriggered_from: None,
             parent: None,
+            priority: record.priority,
             not_before: record.delay_ms.map(|ms| NotBefore::After(Duration::from_millis(ms))),
             schedule: Some((name.clone(), due)),
         };
@@ -221,9 +222,10 @@ impl Writer {
             time_zone: time_zone.clone(),
             missed,
             missed_max,
-            concurrency_key: run.concurrency.as_ref().map(|concurrency| concurrency.key.clone()),
-            key_limit: run.concurrency.as_ref().map_or(0, |concurrency| concurrency.limit),
+            keys: run.keys().to_vec(),
             on_conflict: run.concurrency.as_ref().map_or(OnConflict::Queue, |other| other.on_conflict).to_byte(),
+            max_queued: run.concurrency.as_ref().and_then(|concurrency| concurrency.max_queued),
+            priority: run.priority,
             labels: run.labels.clone(),
             delay_ms: run.not_before.and_then(NotBefore::delay_ms),
             fingerprint: run.fingerprint,

@@ -98,7 +98,7 @@ fn decode(which: usize, random: &mut fastrand::Rng) -> bool {
             row.resize(29, 0);
             for _ in 0..random.u8(..5) {
                 let (key, value) = (bytes(random, 20), bytes(random, 60));
-                row.push(random.u8(..18));
+                row.push(random.u8(..19));
                 row.extend_from_slice(&(key.len() as u16).to_le_bytes());
                 row.extend_from_slice(&key);
                 row.extend_from_slice(&(value.len() as u32).to_le_bytes());
