@@ -182,7 +182,7 @@ impl Options {
     /// The run that this asks for, if everything about it is allowed.
     pub(crate) fn build(
         self,
-        job: Arc<str>,
+        (job, version): (Arc<str>, u32),
         input: Vec<u8>,
         bytes_max: usize,
         retriggered_from: Option<RunId>,
@@ -240,7 +240,9 @@ impl Options {
             idempotency,
             concurrency,
             labels: self.labels,
+            version,
             retriggered_from,
+            forked: None,
             parent: None,
             not_before: self.not_before,
             schedule: None,

@@ -70,7 +70,8 @@ async fn a_schedule_triggers_its_job_once_every_due_time_with_its_options() {
             .schedule("a/b", "* * * * *")
             .trigger(&job, 7)
             .label("tenant", "acme")
-            .concurrency_key("k")
+            .concurrency_keys(["k", "l"])
+            .priority(3)
             .await
             .unwrap();
         assert_eq!((schedule.next_due, schedule.last_due), (Some(start.saturating_add(MINUTE)), None));
@@ -87,7 +88,8 @@ async fn a_schedule_triggers_its_job_once_every_due_time_with_its_options() {
         let scheduled = run.schedule.clone().unwrap();
         assert_eq!((scheduled.name.as_str(), scheduled.due), ("a/b", Some(due)));
         assert_eq!(run.idempotency_key, Some(format!("durably.schedule/a/b/{due}")));
-        assert_eq!((run.labels["tenant"].as_str(), run.concurrency_key.as_deref()), ("acme", Some("k")));
+        assert_eq!((run.labels["tenant"].as_str(), run.priority), ("acme", 3));
+        assert_eq!(run.concurrency_keys, ["k", "l"]);
         let run = ended(&durably, run.id).await;
         assert_eq!((run.status, run.output), (RunStatus::Completed, Some(7.into())));
         let known = durably.get_schedule("a/b").await.unwrap().unwrap();

@@ -162,7 +162,9 @@ impl Writer {
             idempotency,
             concurrency,
             labels: record.labels.clone(),
+            version: record.version,
             retriggered_from: None,
+            forked: None,
             parent: None,
             priority: record.priority,
             not_before: record.delay_ms.map(|ms| NotBefore::After(Duration::from_millis(ms))),
@@ -228,6 +230,7 @@ impl Writer {
             priority: run.priority,
             labels: run.labels.clone(),
             delay_ms: run.not_before.and_then(NotBefore::delay_ms),
+            version: run.version,
             fingerprint: run.fingerprint,
             created_at: known.as_ref().map_or(turn.now, |known| known.record.created_at),
         };
