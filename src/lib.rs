@@ -26,6 +26,7 @@
 //!
 //! - [`Job::new`] defines a job, [`Durably::open`] a runtime, [`Durably::register`] gives a [`JobHandle`].
 //! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
+//! - [`Durably::schedule`] has the clock ask for runs.
 //! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
 //! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
 //! - [`Durably::actor_ref`] takes [`SupervisorMsg`]s from other ractor actors.
@@ -52,6 +53,7 @@ mod id;
 mod job;
 pub mod limits;
 mod run;
+mod schedule;
 mod step;
 mod store;
 #[cfg(feature = "testing")]
@@ -59,7 +61,7 @@ pub mod testing;
 mod time;
 mod trigger;
 
-pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+pub use actor::message::{Reply, ScheduleRequest, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
 pub use durably::{
     Builder, Durably, ForkRequest, ForkRun, Health, JobInfo, JobStats, Paused, PendingCheck, ResumeRun, Stats,
@@ -73,6 +75,7 @@ pub use run::{
     Explanation, Holder, ItemCounts, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError,
     RunFilter, RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
 };
+pub use schedule::{Missed, ScheduleBuilder, ScheduleCall, ScheduleInfo, Scheduled};
 pub use step::{
     Collect, ItemCx, Logger, MapRun, Mapped, ProgressReport, Step, StepCx, StepKey, StepMap, StepRace, StepRun,
     StepWait, Stop, Won,

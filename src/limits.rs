@@ -59,6 +59,18 @@ pub const LOG_LINE_BYTES_MAX: usize = 64 << 10;
 pub const SIGNAL_NAME_BYTES_MAX: usize = 128;
 /// Signals of a run that nobody has taken; enforced by `signal`.
 pub const SIGNALS_MAX: usize = 1_000;
+/// A schedule's name, bytes; enforced when it is registered.
+pub const SCHEDULE_NAME_BYTES_MAX: usize = 128;
+/// A schedule's expression, bytes; enforced when it is registered.
+pub const SCHEDULE_EXPRESSION_BYTES_MAX: usize = 256;
+/// A time zone's name, bytes; enforced when a schedule is registered.
+pub const TIME_ZONE_BYTES_MAX: usize = 64;
+/// The longest interval of an `@every` expression; the shortest is a second.
+pub const SCHEDULE_EVERY_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// Schedules of a file; enforced when one is registered.
+pub const SCHEDULES_MAX: usize = 10_000;
+/// Firings that a schedule catches up with at once; enforced when it is registered.
+pub const SCHEDULE_CATCH_UP_MAX: u32 = 1_000;
 /// An error's message and each link of its chain, bytes; cut beyond.
 pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
 /// Runs that execute at a time, at most; enforced by the builder.
@@ -115,6 +127,10 @@ pub(crate) const PROBATION: Duration = Duration::from_secs(30);
 pub(crate) const ALARM_RECHECK: Duration = Duration::from_secs(30);
 /// Alarms rung in one commit, so that many that are due at once do not keep the operations beside them waiting.
 pub(crate) const ALARMS_IN_GROUP_MAX: usize = 512;
+/// A due time of a schedule counts as missed once it is over by more than this.
+pub(crate) const SCHEDULE_ON_TIME: Duration = Duration::from_secs(60);
+/// Ranges of due times that have fired which a schedule remembers: a jump of the clock begins a new one.
+pub(crate) const SCHEDULE_RANGES_MAX: usize = 16;
 /// A body waits in memory for what is due within this; for longer, it is suspended.
 pub(crate) const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 /// Progress and log lines go to disk at the latest after this.

@@ -11,6 +11,7 @@ use super::RunStatus;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::job::ErrorKind;
+use crate::schedule::Scheduled;
 use crate::time::Timestamp;
 
 /// One durable execution of a job, as the file has it.
@@ -68,6 +69,8 @@ pub struct Run {
     pub parent: Option<RunId>,
     /// It does not start before this.
     pub not_before: Option<Timestamp>,
+    /// The schedule that triggered it.
+    pub schedule: Option<Scheduled>,
     /// The run it was retriggered from.
     pub retriggered_from: Option<RunId>,
     /// The run it was [forked](crate::Durably::fork) from: it began with checkpoints of that one.

@@ -420,7 +420,8 @@ async fn stored(ticket: &mut Ticket) -> Option<StoredItems> {
     match ticket.known.take().map(|known| *known) {
         Some(Known::Replayed(_, _, _, ReplayOutcome::Items(items))) => {
             let kept = ReplayOutcome::Items(items.clone());
-            ticket.known = Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));
+            ticket.known =
+                Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));
             Some(*items)
         }
         Some(handed @ Known::Handed(..)) => {
@@ -434,7 +435,8 @@ async fn stored(ticket: &mut Ticket) -> Option<StoredItems> {
             let segments = segments.await;
             let items = StoredItems { header, segments, outcome: Some(outcome) };
             let kept = ReplayOutcome::Items(Box::new(items.clone()));
-            ticket.known = Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));
+            ticket.known =
+                Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));
             Some(items)
         }
         _ => None,
@@ -550,7 +552,12 @@ impl Writing {
             self.has_header = true;
             // Known from here on, should this be dropped before it is done.
             let items = StoredItems { header: self.header.clone().into(), segments: Vec::new(), outcome: None };
-            let known = Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), ReplayOutcome::Items(Box::new(items)));
+            let known = Known::Replayed(
+                ticket.index,
+                StepKind::Map,
+                ticket.execution.version(),
+                ReplayOutcome::Items(Box::new(items)),
+            );
             ticket.known = Some(Box::new(known));
         }
         if before == 0

@@ -20,6 +20,7 @@ use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
 use crate::run::{
     ItemCounts, LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
 };
+use crate::schedule::Scheduled;
 
 /// The names of jobs by number; they never change, so readers keep them.
 pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
@@ -317,6 +318,7 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         recoveries: state.recoveries,
         parent: record.parent,
         not_before: record.not_before,
+        schedule: record.schedule.map(|(name, due)| Scheduled { name, due }),
         retriggered_from: record.retriggered_from,
         forked_from: record.forked_from,
         continued_from: record.continued_from,
@@ -402,7 +404,7 @@ fn log_line(run: RunId, key: &[u8], row: &Bytes) -> Result<LogLine, Fault> {
 }
 
 /// A stored payload. An empty one is null.
-fn json(table: Table, key: &[u8], bytes: &[u8]) -> Result<Value, Fault> {
+pub(super) fn json(table: Table, key: &[u8], bytes: &[u8]) -> Result<Value, Fault> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

@@ -19,7 +19,8 @@ use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
 use crate::codec::records::{
-    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord, ThrottleRecord,
+    JobRecord, LineRecord, LogRecord, RunRecord, ScheduleRecord, SleepRecord, StandingRecord, StateRecord, StepRecord,
+    TallyRecord, ThrottleRecord,
 };
 use crate::codec::segment::{MapHeader, Segment, SegmentHead};
 use crate::codec::{self, BlobRef, keys};
@@ -163,6 +164,7 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
     audit.steps()?;
     audit.indexes()?;
     audit.throttles()?;
+    audit.schedules()?;
     audit.counts()?;
     audit.stored_once()?;
     Ok(audit.found)
@@ -495,6 +497,29 @@ impl Audit<'_, '_> {
                 Some(_) => {}
             }
             let _ = audit.decoded::<ThrottleRecord>(Table::Throttles, key, &row);
+            Ok(())
+        })
+    }
+
+    /// Schedules: a definition and a standing each, of a job that has a name.
+    fn schedules(&mut self) -> Result<(), Fault> {
+        self.each(Table::Schedules, |audit, key, row| {
+            audit.has(Table::Standings, key, "a schedule is not in it")?;
+            if let Some(record) = audit.decoded::<ScheduleRecord>(Table::Schedules, key, &row)
+                && !audit.jobs.contains(&record.job)
+            {
+                audit.problem("schedules", key, "its job has no name");
+            }
+            Ok(())
+        })?;
+        self.each(Table::Standings, |audit, key, row| {
+            audit.has(Table::Schedules, key, "a standing is of no schedule in it")?;
+            if let Some(standing) = audit.decoded::<StandingRecord>(Table::Standings, key, &row)
+                && standing.paused
+                && standing.next.is_some()
+            {
+                audit.problem("standings", key, "paused, and due");
+            }
             Ok(())
         })
     }

@@ -454,6 +454,7 @@ pub(super) fn new(input: &str) -> NewRun {
         parent: None,
         not_before: None,
         priority: 0,
+        schedule: None,
     }
 }
 
