@@ -16,6 +16,7 @@ use super::backend::IoCounters;
 use super::file::{Medium, OpenError, OpenOptions, Opened};
 use super::fold::{Round, Size, Watermark};
 use super::journal::{self, Row, RowBuilder};
+use super::pace::Pace;
 use super::stage::Stage;
 use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
 use super::tail::{Live, Tail};
@@ -49,6 +50,8 @@ impl Shared {
 
     /// The tables as of the last commit, journal included: all that was acknowledged, without the tail's lock.
     pub(super) fn snapshot(&self) -> Result<ReadTransaction, Fault> {
+        // Waits, as every reader does, while the writer has the file for itself.
+        let _tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
         Ok(self.db()?.begin_read()?)
     }
 
@@ -87,7 +90,7 @@ pub(crate) struct Disk {
     last_id: RunId,
     next_blob: u64,
     fold: Option<Round>,
-    /// What a slice of folding may do in an ordinary commit.
+    /// What a slice of folding may do at most.
     slice: Size,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
@@ -96,6 +99,7 @@ pub(crate) struct Disk {
 impl Disk {
     /// Opens or creates the file and reads its tail.
     pub(crate) fn open(
+    pace: Pace,
         medium: Medium,
         options: OpenOptions,
         clock: Arc<dyn Clock>,
@@ -121,6 +125,7 @@ impl Disk {
         Ok(disk)
     }
 
+            pace: Pace::default(),
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -267,7 +272,7 @@ impl Disk {
             drop(table);
             row = Some(built);
         }
-        let slice = self.fold_slice(&txn)?;
+        let slice = self.fold_slice(&txn, stage.rows())?;
         let hooks = &self.options.hooks;
         if slice.is_some() {
             hooks.pass(Failpoint::SliceFolded);
@@ -300,7 +305,7 @@ impl Disk {
     }
 
     /// One slice of the round under way, or of a new one if the tail is long or old enough.
-    fn fold_slice(&mut self, txn: &WriteTransaction) -> Result<Option<super::fold::Slice>, Fault> {
+    fn fold_slice(&mut self, txn: &WriteTransaction, group_rows: usize) -> Result<Option<super::fold::Slice>, Fault> {
         let watermark = Watermark {
             group: self.next_group,
             sequence: self.next_sequence,
@@ -315,8 +320,11 @@ impl Disk {
             }
             let Some(round) = &self.fold else { return Ok(None) };
             // More at a time where folding has fallen behind.
-            let scale = (1 + tail.bytes() / TAIL_BYTES_FOLD).min(8);
-            round.slice(txn, tail, watermark, self.slice * scale, &self.options.hooks).map(Some)
+            let behind = tail.bytes() / TAIL_BYTES_FOLD;
+            let size = self.pace.next(group_rows, behind, self.slice * (1 + behind).min(8));
+            let slice = round.slice(txn, tail, watermark, size, &self.options.hooks)?;
+            self.pace.took(self.clock.monotonic().saturating_sub(now), slice.work());
+            Ok(Some(slice))
         })
     }
 

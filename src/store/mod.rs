@@ -20,6 +20,7 @@ mod inbox;
 mod journal;
 pub(crate) mod op;
 mod query;
+mod pace;
 pub(crate) mod read;
 mod reserve;
 mod stage;
@@ -35,14 +36,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 
 use crate::codec::Corrupted;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::{Bell, Ring, Told};
 use crate::hooks::{Bug, Hooks};
-use crate::limits::{EVENT_BUFFER_BYTES, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
+use crate::limits::{EVENT_BUFFER_BYTES, REPLAYS_MAX, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
 use disk::{Disk, Shared};
 use file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use host::{Host, Inline, Threaded};
@@ -123,6 +124,7 @@ struct Inner {
     calls: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     admission_timeout: Duration,
+    replays: Semaphore,
     owner: Arc<str>,
     hooks: Hooks,
 }
@@ -188,6 +190,7 @@ impl Store {
                 owner,
                 hooks: config.hooks.clone(),
             }),
+                replays: Semaphore::new(REPLAYS_MAX),
         })
     }
 
@@ -302,6 +305,11 @@ impl Store {
     /// Copies the file to a new one.
     pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
         let abandon = backup::Abandon::default();
+
+    /// A turn among those that read for replay.
+    async fn replaying(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.replays.acquire().await.ok()
+    }
         let (shared, abandoned) = (self.inner.shared.clone(), abandon.0.clone());
         let copy = move || backup::copy(&shared, &path, &abandoned);
         match self.inner.placement {

@@ -195,6 +195,8 @@ pub(crate) struct Writer {
     working_off: bool,
     allowance: Option<u64>,
     watchers: Vec<Watcher>,
+    /// More can be started than one commit did.
+    starts_left: bool,
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
     /// Memory for the next group.
@@ -240,6 +242,7 @@ impl Writer {
             working_off: false,
             allowance: None,
             watchers: Vec::new(),
+            starts_left: false,
             inbox,
             pending: VecDeque::new(),
             spare: turn::Spare::default(),
@@ -309,14 +312,14 @@ impl Writer {
         false
     }
 
-    /// Whether more is waiting than the last group took up.
+    /// Whether more is to be done than the last group did.
     pub(super) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+        self.starts_left || !self.pending.is_empty()
     }
 
     /// How long to wait for an operation before there is something to do without one.
     pub(super) fn timeout(&self) -> Option<Duration> {
-        if self.disk.wants_folding() {
+        if self.starts_left || self.disk.wants_folding() {
             return Some(Duration::ZERO);
         }
         let now = self.clock.monotonic();
@@ -405,6 +408,7 @@ impl Writer {
         }
         self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
+        self.starts_left = false;
             self.apply(&mut turn, op).map_err(|fault| match fault {
                 Fault::Corrupted(row) => Box::new(Failed::Refused(at, row)),
                 fault => Failed::file(fault),
