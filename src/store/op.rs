@@ -46,6 +46,8 @@ impl<Q, A> Call<Q, A> {
     fn settle(self, failure: Option<Error>) {
         let answer = failure.map_or_else(|| self.answer.unwrap_or(Err(Error::ShutDown)), Err);
         let _ = self.reply.send(answer);
+        // Before the answer: whoever has it may ask for that room again at once.
+        drop(self._admitted);
     }
 }
 
