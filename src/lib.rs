@@ -71,6 +71,7 @@ pub use run::{
     StepStatus, WaitingFor,
 };
 pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
+pub use store::compact::Compaction;
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
 use crate::run::{LogLine, Run, RunFilter, RunStatus, StepInfo};
+use crate::store::compact::Compaction;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, Options, trigger_options};
 
@@ -94,6 +95,8 @@ pub enum SupervisorMsg {
     Stats(Reply<Stats>),
     /// Whether the runtime works.
     Health(Reply<Health>),
+    /// Give space that the file does not need back to the file system.
+    Compact(Reply<Compaction>),
     /// Start runs (again).
     Start(Reply<()>),
     /// Start no new run; answers once the executing ones have ended.

@@ -205,6 +205,7 @@ impl Supervisor {
                 );
             }
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
+            SupervisorMsg::Compact(reply) => self.spawn(reply, async move { core.compact().await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
             SupervisorMsg::Stop(reply) => self.spawn(reply, async move { core.stop().await }),

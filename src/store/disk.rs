@@ -48,11 +48,18 @@ impl Shared {
         self.tail.try_read().ok().map(View::of_tail)
     }
 
-    /// The tables as of the last commit, journal included: all that was acknowledged, without the tail's lock.
+    /// The tables as of the last commit, journal included: all that was acknowledged. The tail is not held by it.
     pub(super) fn snapshot(&self) -> Result<ReadTransaction, Fault> {
         // Waits, as every reader does, while the writer has the file for itself.
         let _tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
         Ok(self.db()?.begin_read()?)
+    }
+
+    /// Does something with the database that nobody else may use meanwhile: readers that come wait. `None` where one has it.
+    pub(super) fn alone<T>(&self, work: impl FnOnce(&mut Database) -> T) -> Result<Option<T>, Fault> {
+        let _tail = self.tail.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::get_mut(held.as_mut().ok_or(Fault::Closed)?).map(work))
     }
 
     /// Whether the file was closed for good.
@@ -92,6 +99,7 @@ pub(crate) struct Disk {
     fold: Option<Round>,
     /// What a slice of folding may do at most.
     slice: Size,
+    pace: Pace,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
 }
@@ -99,7 +107,6 @@ pub(crate) struct Disk {
 impl Disk {
     /// Opens or creates the file and reads its tail.
     pub(crate) fn open(
-    pace: Pace,
         medium: Medium,
         options: OpenOptions,
         clock: Arc<dyn Clock>,
@@ -118,6 +125,7 @@ impl Disk {
             next_blob: 1,
             fold: None,
             slice,
+            pace: Pace::default(),
             io: Arc::default(),
             commits: 0,
         };
@@ -125,7 +133,6 @@ impl Disk {
         Ok(disk)
     }
 
-            pace: Pace::default(),
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -341,6 +348,10 @@ impl Disk {
     /// Whether a commit should come even if there is nothing to write, to get on with folding.
     pub(crate) fn wants_folding(&self) -> bool {
         self.fold.is_some() || self.shared.read_tail(|tail| self.due(tail, self.clock.monotonic()))
+    }
+
+    pub(super) fn sleep(&self, time: std::time::Duration) {
+        self.options.hooks.sleep(time);
     }
 
     /// Whether anything is left to fold.

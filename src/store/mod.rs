@@ -11,6 +11,7 @@
 pub(crate) mod backend;
 mod backup;
 mod bulk;
+pub(crate) mod compact;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;
@@ -19,8 +20,8 @@ pub(crate) mod host;
 mod inbox;
 mod journal;
 pub(crate) mod op;
-mod query;
 mod pace;
+mod query;
 pub(crate) mod read;
 mod reserve;
 mod stage;
@@ -123,8 +124,8 @@ struct Inner {
     condition: Arc<Condition>,
     calls: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    admission_timeout: Duration,
     replays: Semaphore,
+    admission_timeout: Duration,
     owner: Arc<str>,
     hooks: Hooks,
 }
@@ -171,7 +172,10 @@ impl Store {
             condition: condition.clone(),
             clock: config.clock.clone(),
         };
-        let writer = Writer::new(disk, reserve, writer_config, surroundings)?;
+        let mut writer = Writer::new(disk, reserve, writer_config, surroundings)?;
+        if config.compact_on_open {
+            writer.compact_at_open()?;
+        }
         let host: Box<dyn Host> = match placement {
             Placement::Threads => Box::new(Threaded::new(writer, inbox)),
             Placement::Inline => Box::new(Inline::new(writer, inbox)),
@@ -186,11 +190,11 @@ impl Store {
                 condition,
                 calls: Arc::new(Semaphore::new(UNACKED_CALLS_MAX)),
                 bytes: Arc::new(Semaphore::new(UNACKED_BYTES_MAX / BYTES_UNIT)),
+                replays: Semaphore::new(REPLAYS_MAX),
                 admission_timeout: config.admission_timeout,
                 owner,
                 hooks: config.hooks.clone(),
             }),
-                replays: Semaphore::new(REPLAYS_MAX),
         })
     }
 
@@ -302,14 +306,14 @@ impl Store {
         }
     }
 
-    /// Copies the file to a new one.
-    pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
-        let abandon = backup::Abandon::default();
-
     /// A turn among those that read for replay.
     async fn replaying(&self) -> Option<SemaphorePermit<'_>> {
         self.inner.replays.acquire().await.ok()
     }
+
+    /// Copies the file to a new one.
+    pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
+        let abandon = backup::Abandon::default();
         let (shared, abandoned) = (self.inner.shared.clone(), abandon.0.clone());
         let copy = move || backup::copy(&shared, &path, &abandoned);
         match self.inner.placement {

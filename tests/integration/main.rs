@@ -6,6 +6,7 @@ mod batch;
 mod cancel;
 mod children;
 mod coalesce;
+mod compact;
 mod concurrency;
 mod definition;
 mod delete;

@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod compacting;
 mod control;
 mod execution;
 mod linger;
@@ -194,9 +195,9 @@ pub(crate) struct Writer {
     /// Runs are started for [`Op::Idle`] all the same: so many more, or any number.
     working_off: bool,
     allowance: Option<u64>,
-    watchers: Vec<Watcher>,
     /// More can be started than one commit did.
     starts_left: bool,
+    watchers: Vec<Watcher>,
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
     /// Memory for the next group.
@@ -241,8 +242,8 @@ impl Writer {
             paused: config.paused,
             working_off: false,
             allowance: None,
-            watchers: Vec::new(),
             starts_left: false,
+            watchers: Vec::new(),
             inbox,
             pending: VecDeque::new(),
             spare: turn::Spare::default(),
@@ -294,15 +295,19 @@ impl Writer {
         }
         let (mut ops, mut bytes) = (std::mem::take(&mut self.spare_ops), 0);
         while let Some(op) = self.pending.front() {
-            let alone = matches!(op, Op::Close(_));
+            let alone = matches!(op, Op::Close(_) | Op::Compact(_));
             bytes += op.bytes();
             if !ops.is_empty() && (alone || ops.len() >= GROUP_OPS_MAX || bytes > GROUP_BYTES_MAX) {
                 break;
             }
             ops.extend(self.pending.pop_front());
-            if alone {
-                self.watchers.extend(ops.pop().map(|op| Watcher { op, ended: self.ended }));
-                return true;
+            match ops.pop_if(|_| alone) {
+                Some(Op::Compact(call)) => return self.compact(call).is_break(),
+                Some(op) => {
+                    self.watchers.push(Watcher { op, ended: self.ended });
+                    return true;
+                }
+                None => {}
             }
         }
         if self.turn(ops).is_break() {
@@ -403,12 +408,12 @@ impl Writer {
         let view = shared.view().map_err(Failed::file)?;
         let (spare, now, monotonic) = (std::mem::take(&mut self.spare), self.clock.now(), self.clock.monotonic());
         let mut turn = Turn::with(spare, &view, self.disk.next_sequence(), now, monotonic);
+        self.starts_left = false;
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
         self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
-        self.starts_left = false;
             self.apply(&mut turn, op).map_err(|fault| match fault {
                 Fault::Corrupted(row) => Box::new(Failed::Refused(at, row)),
                 fault => Failed::file(fault),
@@ -474,7 +479,7 @@ impl Writer {
             }
             Op::Idle(call) => self.work_off(turn, call.request),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
-            Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
+            Op::Quiet(_) | Op::Close(_) | Op::Compact(_) | Op::Tick => {}
         }
         Ok(())
     }
