@@ -61,14 +61,17 @@ mod trigger;
 
 pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
-pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats};
+pub use durably::{
+    Builder, Durably, ForkRequest, ForkRun, Health, JobInfo, JobStats, Paused, PendingCheck, ResumeRun, Stats,
+    Unreadable,
+};
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register};
 pub use run::{
-    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
-    StepStatus, WaitingFor,
+    Explanation, Holder, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError, RunFilter,
+    RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
 };
 pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
 pub use store::compact::Compaction;
