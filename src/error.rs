@@ -191,6 +191,12 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A read that had begun went on for too long: a backup, most likely. The file is as it was.
+    #[error("the file can't be compacted: a read goes on for longer than {waited:?}")]
+    CompactionBlocked {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Stored JSON does not fit the type.
     #[error("{what} does not fit{}: {message}", place(.path))]
     Decode {
@@ -282,6 +288,7 @@ impl Error {
         match self {
             Error::Overloaded { .. }
             | Error::Indeterminate
+            | Error::CompactionBlocked { .. }
             | Error::QueueFull { .. }
             | Error::WaitTimeout { .. }
             | Error::AlreadyOpen { .. }

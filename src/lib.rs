@@ -80,6 +80,7 @@ pub use step::{
     Collect, ItemCx, Logger, MapRun, Mapped, ProgressReport, Step, StepCx, StepKey, StepMap, StepRace, StepRun,
     StepWait, Stop, Won,
 };
+pub use store::compact::Compaction;
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

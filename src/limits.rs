@@ -92,7 +92,7 @@ pub(crate) const TAIL_BYTES_MAX: usize = 64 << 20;
 pub(crate) const TAIL_BYTES_FOLD: usize = 16 << 20;
 /// Folding begins when the oldest record of the tail is this old. The promise is 60 s; half of it leaves time to fold.
 pub(crate) const TAIL_AGE_FOLD: Duration = Duration::from_secs(30);
-/// Rows folded in one commit: more would keep the writers behind it waiting.
+/// Rows folded in one commit at most; beside operations that wait it is as many as take little time.
 pub(crate) const FOLD_ROWS_MAX: usize = 4_096;
 /// Bytes folded in one commit.
 pub(crate) const FOLD_BYTES_MAX: usize = 2 << 20;
@@ -117,6 +117,12 @@ pub(crate) const SEGMENT_BYTES_MIN: usize = 4 << 10;
 pub(crate) const SEGMENTS_BACKLOG: usize = 4;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
+/// The same while runs execute, whose steps wait for that commit.
+pub(crate) const PURGE_SLICE_BESIDE: usize = 16;
+/// Runs started by one commit, besides one for each that it ends: the bodies of many would keep others from theirs.
+pub(crate) const STARTS_MAX: usize = 64;
+/// Runs whose checkpoints are read for replay at a time: reading holds the tail, which the writer waits for.
+pub(crate) const REPLAYS_MAX: usize = 2;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.
 pub(crate) const REPLAY_INLINE_BYTES_MAX: usize = 16 << 10;
 /// A replaying run keeps no more than this of checkpoints in memory, bytes in all.

@@ -12,6 +12,7 @@ use crate::id::RunId;
 use crate::job::RateLimit;
 use crate::run::{Explanation, LogLine, Run, RunFilter, RunStatus, StepInfo};
 use crate::schedule::{Missed, ScheduleInfo};
+use crate::store::compact::Compaction;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, Options, trigger_options};
 
@@ -158,6 +159,8 @@ pub enum SupervisorMsg {
     Stats(Reply<Stats>),
     /// Whether the runtime works.
     Health(Reply<Health>),
+    /// Give space that the file does not need back to the file system.
+    Compact(Reply<Compaction>),
     /// Start runs (again).
     Start(Reply<()>),
     /// Start no new run; answers once the executing ones have ended.

@@ -239,6 +239,7 @@ impl Supervisor {
                 self.spawn(reply, async move { core.limit_key(key, limit).await });
             }
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
+            SupervisorMsg::Compact(reply) => self.spawn(reply, async move { core.compact().await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
             SupervisorMsg::Stop(reply) => self.spawn(reply, async move { core.stop().await }),

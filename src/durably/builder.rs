@@ -88,6 +88,13 @@ impl Builder {
         self
     }
 
+    /// Give space that the file does not need back to the file system before anything is started; default false. The open takes
+    /// as long as [`Durably::compact`] does.
+    pub fn compact_on_open(mut self, compact: bool) -> Self {
+        self.config.compact_on_open = compact;
+        self
+    }
+
     /// Memory for cached pages of the file, bytes, 1 MiB to 1 TiB; default 64 MiB.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.config.cache_bytes = bytes;

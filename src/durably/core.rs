@@ -22,6 +22,7 @@ use crate::run::{Explanation, Run, RunFilter, RunStatus};
 use crate::step::blocking::Pool;
 use crate::step::execution::Means;
 use crate::store::Store;
+use crate::store::compact::Compaction;
 use crate::store::op::{Admitted, NewRun, Op, Purge, Resume, Signal, Targets, Triggered};
 use crate::time::Timestamp;
 use crate::trigger::Options;
@@ -290,6 +291,11 @@ impl Core {
             }
         }
         Ok(deleted)
+    }
+
+    pub(crate) async fn compact(&self) -> Result<Compaction, Error> {
+        let admitted = self.store.admit(0, true).await?;
+        self.store.submit(Op::Compact, (), admitted).answer().await
     }
 
     pub(crate) async fn stats(&self) -> Result<Stats, Error> {

@@ -29,6 +29,7 @@ use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::Register;
 use crate::run::{Explanation, LogLine, Run, RunFilter, RunHandle, RunStatus, StepInfo};
+use crate::store::compact::Compaction;
 use crate::store::verify::Verification;
 use crate::time::Timestamp;
 use crate::trigger::{JsonTrigger, WaitForRun};
@@ -294,6 +295,22 @@ impl Durably {
     /// As [`Durably::purge_runs`].
     pub async fn purge_up_to(&self, older_than: Timestamp, limit: usize) -> Result<usize, Error> {
         self.core.purge_runs(older_than, limit).await
+    }
+
+    /// Gives space that the file does not need back to the file system, as after a purge of many runs. Without it the file keeps
+    /// its length, and new runs use what the deleted ones left.
+    ///
+    /// Triggers, steps and reads wait until it is done: that takes about as long as writing once what the file holds. A crash
+    /// meanwhile loses nothing.
+    ///
+    /// # Errors
+    /// [`Error::CompactionBlocked`] while a backup is made, [`Error::Storage`] if the file fails, [`Error::Overloaded`],
+    /// [`Error::ShutDown`].
+    ///
+    /// # Cancel safety
+    /// Once begun it is carried out, whether or not it is waited for.
+    pub async fn compact(&self) -> Result<Compaction, Error> {
+        self.core.compact().await
     }
 
     /// Waits for a run to complete. Set a timeout or callbacks, then await the returned value for the run.

@@ -28,6 +28,8 @@ pub(crate) struct IoCounters {
     pub(crate) writes: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// The storage's length as redb last saw or set it.
+    pub(crate) length: AtomicU64,
 }
 
 /// redb's locks, taken on the storage beneath a layer.
@@ -77,7 +79,7 @@ impl Counting {
 
 impl StorageBackend for Counting {
     fn len(&self) -> io::Result<u64> {
-        self.inner.len()
+        self.inner.len().inspect(|len| self.io.length.store(*len, Ordering::Relaxed))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -86,7 +88,9 @@ impl StorageBackend for Counting {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
+        self.inner.set_len(len)?;
+        self.io.length.store(len, Ordering::Relaxed);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -16,6 +16,7 @@ use super::backend::IoCounters;
 use super::file::{Medium, OpenError, OpenOptions, Opened};
 use super::fold::{Round, Size, Watermark};
 use super::journal::{self, Row, RowBuilder};
+use super::pace::Pace;
 use super::stage::Stage;
 use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
 use super::tail::{Live, Tail};
@@ -47,9 +48,18 @@ impl Shared {
         self.tail.try_read().ok().map(View::of_tail)
     }
 
-    /// The tables as of the last commit, journal included: all that was acknowledged, without the tail's lock.
+    /// The tables as of the last commit, journal included: all that was acknowledged. The tail is not held by it.
     pub(super) fn snapshot(&self) -> Result<ReadTransaction, Fault> {
+        // Waits, as every reader does, while the writer has the file for itself.
+        let _tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
         Ok(self.db()?.begin_read()?)
+    }
+
+    /// Does something with the database that nobody else may use meanwhile: readers that come wait. `None` where one has it.
+    pub(super) fn alone<T>(&self, work: impl FnOnce(&mut Database) -> T) -> Result<Option<T>, Fault> {
+        let _tail = self.tail.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::get_mut(held.as_mut().ok_or(Fault::Closed)?).map(work))
     }
 
     /// Whether the file was closed for good.
@@ -87,8 +97,9 @@ pub(crate) struct Disk {
     last_id: RunId,
     next_blob: u64,
     fold: Option<Round>,
-    /// What a slice of folding may do in an ordinary commit.
+    /// What a slice of folding may do at most.
     slice: Size,
+    pace: Pace,
     pub(crate) io: Arc<IoCounters>,
     pub(crate) commits: u64,
 }
@@ -114,6 +125,7 @@ impl Disk {
             next_blob: 1,
             fold: None,
             slice,
+            pace: Pace::default(),
             io: Arc::default(),
             commits: 0,
         };
@@ -265,7 +277,7 @@ impl Disk {
             drop(table);
             row = Some(built);
         }
-        let slice = self.fold_slice(&txn)?;
+        let slice = self.fold_slice(&txn, stage.rows())?;
         let hooks = &self.options.hooks;
         if slice.is_some() {
             hooks.pass(Failpoint::SliceFolded);
@@ -298,7 +310,7 @@ impl Disk {
     }
 
     /// One slice of the round under way, or of a new one if the tail is long or old enough.
-    fn fold_slice(&mut self, txn: &WriteTransaction) -> Result<Option<super::fold::Slice>, Fault> {
+    fn fold_slice(&mut self, txn: &WriteTransaction, group_rows: usize) -> Result<Option<super::fold::Slice>, Fault> {
         let watermark = Watermark {
             group: self.next_group,
             sequence: self.next_sequence,
@@ -313,8 +325,11 @@ impl Disk {
             }
             let Some(round) = &self.fold else { return Ok(None) };
             // More at a time where folding has fallen behind.
-            let scale = (1 + tail.bytes() / TAIL_BYTES_FOLD).min(8);
-            round.slice(txn, tail, watermark, self.slice * scale, &self.options.hooks).map(Some)
+            let behind = tail.bytes() / TAIL_BYTES_FOLD;
+            let size = self.pace.next(group_rows, behind, self.slice * (1 + behind).min(8));
+            let slice = round.slice(txn, tail, watermark, size, &self.options.hooks)?;
+            self.pace.took(self.clock.monotonic().saturating_sub(now), slice.work());
+            Ok(Some(slice))
         })
     }
 
@@ -331,6 +346,10 @@ impl Disk {
     /// Whether a commit should come even if there is nothing to write, to get on with folding.
     pub(crate) fn wants_folding(&self) -> bool {
         self.fold.is_some() || self.shared.read_tail(|tail| self.due(tail, self.clock.monotonic()))
+    }
+
+    pub(super) fn sleep(&self, time: std::time::Duration) {
+        self.options.hooks.sleep(time);
     }
 
     /// Whether anything is left to fold.

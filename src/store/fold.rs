@@ -12,7 +12,7 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::Fault;
-use super::bulk::{Raw, insert_ascending};
+use super::bulk::{Raw, insert_ascending, remove_ascending};
 use super::journal;
 use super::steps::{self, Folded, Folder, StepSlot};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
@@ -41,7 +41,10 @@ enum Phase {
         run: RunId,
         index: u32,
     },
-    Orphans,
+    /// Blobs, those from this one on.
+    Orphans {
+        from: usize,
+    },
     Journal,
     Done,
 }
@@ -49,9 +52,19 @@ enum Phase {
 /// How much a slice may do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
+    /// Rows that are put; what costs more counts for several ([`TOMBSTONE`], [`CLEARING`], [`GROUP`], [`BLOB`]).
     pub(crate) rows: usize,
     pub(crate) bytes: usize,
 }
+
+/// Rows that a tombstone stands for: where others lie between, its place is looked for by itself and its page written anew.
+const TOMBSTONE: usize = 3;
+/// Rows that the clearing of a run's steps stands for.
+const CLEARING: usize = 8;
+/// Rows that a group's row in the journal stands for, when it goes.
+const GROUP: usize = 4;
+/// Rows that a freed blob stands for.
+const BLOB: usize = 4;
 
 impl Default for Size {
     fn default() -> Self {
@@ -74,6 +87,8 @@ pub(crate) struct Slice {
     steps: Vec<Folded>,
     removed_upto: Option<u64>,
     next: Round,
+    /// What it has done, in rows.
+    work: usize,
 }
 
 /// The numbers that outlive the journal's rows.
@@ -104,7 +119,7 @@ impl Round {
         size: Size,
         hooks: &Hooks,
     ) -> Result<Slice, Fault> {
-        let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone() };
+        let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone(), work: 0 };
         match &self.phase {
             Phase::Rows { table, after } => {
                 slice.fold_rows(txn, tail, (*table, after.clone()), size, hooks)?;
@@ -114,16 +129,23 @@ impl Round {
                 }
             }
             Phase::Steps { run, index } => slice.fold_steps(txn, tail, (*run, *index), size)?,
-            Phase::Orphans => {
-                let mut blobs = txn.open_table(BLOBS)?;
-                for blob in tail.orphans(self.upto).filter(|_| !hooks.plants(Bug::BlobsKept)) {
-                    blobs.remove(blob)?;
+            Phase::Orphans { from } => {
+                // Whatever a record of this round supersedes was folded before, so their order stands.
+                let (mut blobs, most) = (txn.open_table(BLOBS)?, (size.rows / BLOB).max(1));
+                let mut freed = 0;
+                for blob in tail.orphans(self.upto).skip(*from).take(most) {
+                    freed += 1;
+                    if !hooks.plants(Bug::BlobsKept) {
+                        blobs.remove(blob)?;
+                    }
                 }
-                slice.next.phase = Phase::Journal;
+                slice.work = freed * BLOB;
+                slice.next.phase = if freed < most { Phase::Journal } else { Phase::Orphans { from: from + freed } };
             }
             Phase::Journal => {
                 let first = tail.oldest_group().unwrap_or(self.upto);
-                let last = self.upto.min(first.saturating_add(size.rows as u64));
+                let last = self.upto.min(first.saturating_add((size.rows / GROUP) as u64));
+                slice.work = (last + 1).saturating_sub(first) as usize * GROUP;
                 txn.open_table(JOURNAL)?.retain_in(..=*journal::keys_of(last).end(), |_, _| false)?;
                 watermark.write(txn)?;
                 slice.removed_upto = Some(last);
@@ -136,6 +158,11 @@ impl Round {
 }
 
 impl Slice {
+    /// What it has done, in rows that were put.
+    pub(crate) fn work(&self) -> usize {
+        self.work
+    }
+
     /// Whether it removes rows of the journal.
     pub(crate) fn removes_rows(&self) -> bool {
         self.removed_upto.is_some()
@@ -155,7 +182,7 @@ impl Slice {
             let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
             let due =
                 tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
-            let (mut put, mut freed) = (Vec::new(), Vec::new());
+            let (mut put, mut gone, mut freed) = (Vec::new(), Vec::new(), Vec::new());
             let mut target = None;
             let mut full = false;
             for (key, slot) in due {
@@ -167,13 +194,18 @@ impl Slice {
                     Some(value) => put.push((&key[..], &value[..])),
                     None if hooks.plants(Bug::TombstonesForgotten) => {}
                     None => {
-                        let old = opened(txn, table, &mut target)?.remove(&key[..])?;
-                        freed.extend(old.and_then(|old| BlobRef::of(old.value())).map(|blob| blob.id));
+                        rows += TOMBSTONE - 1;
+                        gone.push(&key[..]);
                     }
                 }
                 rows += 1;
                 bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
                 self.slots.push((table, key.clone(), slot.group));
+            }
+            if !gone.is_empty() {
+                remove_ascending(opened(txn, table, &mut target)?, &gone, |old| {
+                    freed.extend(BlobRef::of(old).map(|blob| blob.id));
+                })?;
             }
             if !put.is_empty() {
                 insert_ascending(opened(txn, table, &mut target)?, put, |old, new| {
@@ -183,6 +215,7 @@ impl Slice {
                 })?;
             }
             free_blobs(txn, freed)?;
+            self.work = rows;
             if full {
                 let after = self.slots.last().filter(|(last, ..)| *last == table).map(|(_, key, _)| key.clone());
                 self.next.phase = Phase::Rows { table: at, after };
@@ -204,7 +237,7 @@ impl Slice {
         let (mut rows, mut bytes) = (0, 0);
         let mut target = None;
         let mut freed = Vec::new();
-        let mut next = Phase::Orphans;
+        let mut next = Phase::Orphans { from: 0 };
         let mut folder = Folder::default();
         for (run, steps) in tail.steps_from(first_run) {
             let from = if run == first_run { first_index } else { 0 };
@@ -229,7 +262,7 @@ impl Slice {
             }
             let table = opened(txn, Table::Steps, &mut target)?;
             if cleared {
-                rows += 1;
+                rows += CLEARING;
                 steps::clear_blocks(table, run, steps.slots(), &mut freed)?;
             }
             folder.fold(table, run, &slots, &mut freed)?;
@@ -243,6 +276,7 @@ impl Slice {
             folder.finish(table)?;
         }
         free_blobs(txn, freed)?;
+        self.work = rows;
         self.next.phase = next;
         Ok(())
     }

@@ -11,6 +11,7 @@
 pub(crate) mod backend;
 mod backup;
 mod bulk;
+pub(crate) mod compact;
 pub(crate) mod disk;
 pub(crate) mod file;
 mod fold;
@@ -20,6 +21,7 @@ pub(crate) mod host;
 mod inbox;
 mod journal;
 pub(crate) mod op;
+mod pace;
 pub(crate) mod pending;
 mod query;
 pub(crate) mod read;
@@ -38,14 +40,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 
 use crate::codec::Corrupted;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::{Bell, Ring, Told};
 use crate::hooks::{Bug, Hooks};
-use crate::limits::{EVENT_BUFFER_BYTES, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
+use crate::limits::{EVENT_BUFFER_BYTES, REPLAYS_MAX, UNACKED_BYTES_MAX, UNACKED_CALLS_MAX};
 use disk::{Disk, Shared};
 use file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use host::{Host, Inline, Threaded};
@@ -125,6 +127,7 @@ struct Inner {
     condition: Arc<Condition>,
     calls: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    replays: Semaphore,
     admission_timeout: Duration,
     owner: Arc<str>,
     hooks: Hooks,
@@ -172,7 +175,10 @@ impl Store {
             condition: condition.clone(),
             clock: config.clock.clone(),
         };
-        let writer = Writer::new(disk, reserve, writer_config, surroundings)?;
+        let mut writer = Writer::new(disk, reserve, writer_config, surroundings)?;
+        if config.compact_on_open {
+            writer.compact_at_open()?;
+        }
         let host: Box<dyn Host> = match placement {
             Placement::Threads => Box::new(Threaded::new(writer, inbox)),
             Placement::Inline => Box::new(Inline::new(writer, inbox)),
@@ -187,6 +193,7 @@ impl Store {
                 condition,
                 calls: Arc::new(Semaphore::new(UNACKED_CALLS_MAX)),
                 bytes: Arc::new(Semaphore::new(UNACKED_BYTES_MAX / BYTES_UNIT)),
+                replays: Semaphore::new(REPLAYS_MAX),
                 admission_timeout: config.admission_timeout,
                 owner,
                 hooks: config.hooks.clone(),
@@ -300,6 +307,11 @@ impl Store {
             None | Some(Err(Fault::Elsewhere)) => self.read(read).await,
             Some(result) => Ok(result?),
         }
+    }
+
+    /// A turn among those that read for replay.
+    async fn replaying(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.replays.acquire().await.ok()
     }
 
     /// Copies the file to a new one.

@@ -15,6 +15,7 @@ use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::{Explanation, LogLevel, RunStatus};
 use crate::schedule::{Missed, Timetable};
+use crate::store::compact::Compaction;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
@@ -46,6 +47,8 @@ impl<Q, A> Call<Q, A> {
     /// Tells the caller what was decided, or why nothing was. One that has gone away is not told; what was done stays done.
     fn settle(self, failure: Option<Error>) {
         let answer = failure.map_or_else(|| self.answer.unwrap_or(Err(Error::ShutDown)), Err);
+        // Before the answer: whoever has it may ask for that room again at once.
+        drop(self._admitted);
         let _ = self.reply.send(answer);
     }
 }
@@ -91,6 +94,8 @@ pub(crate) enum Op {
     /// What is paused.
     Throttled(Call<(), Vec<Paused>>),
     Stats(Call<(), Counts>),
+    /// Give space back. Goes alone.
+    Compact(Call<(), Compaction>),
     /// Fold, close, and end the writer.
     /// Whether what still executes is handed back, or left to be found as crashed.
     Close(Call<bool, ()>),
@@ -172,6 +177,7 @@ impl Op {
             Op::Throttle(call) => call.settle(failure),
             Op::Throttled(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),
+            Op::Compact(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
             Op::WaitOver(..) | Op::Stopped(..) | Op::Tick => {}
         }

@@ -168,6 +168,7 @@ impl Store {
 
     /// A run's checkpoints, for its next execution.
     pub(crate) async fn replay(&self, run: RunId) -> Result<Vec<ReplayStep>, Error> {
+        let _turn = self.replaying().await;
         self.read(move |view| {
             let mut steps: Vec<ReplayStep> = Vec::new();
             let mut kept = 0;

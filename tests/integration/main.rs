@@ -7,6 +7,7 @@ mod cancel;
 mod change;
 mod children;
 mod coalesce;
+mod compact;
 mod concurrency;
 mod concurrency_keys;
 mod continue_as_new;

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
 use crate::id::RunId;
+use crate::limits::PURGE_SLICE_BESIDE;
 use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Purge, Purged, Resume, Targets};
 use crate::store::steps::Change;
@@ -244,14 +245,16 @@ impl Writer {
     pub(super) fn purge(&mut self, turn: &mut Turn<'_>, purge: &Purge) -> Result<Result<Purged, Error>, Fault> {
         let before = keys::ended(purge.before, RunId::MIN);
         let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let beside = if self.bodies.is_empty() { usize::MAX } else { PURGE_SLICE_BESIDE };
+        let limit = purge.limit.min(beside);
         let (mut due, mut last) = (Vec::new(), None);
         turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {
             last = Some(key.to_vec());
             due.extend(keys::read_ended(key).map(|(_, run)| run));
-            Ok(if due.len() >= purge.limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            Ok(if due.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         let mut deleted = 0;
-        let looked_at_all = due.len() < purge.limit;
+        let looked_at_all = due.len() < limit;
         for run in due {
             // One that can't be read must not keep the others from going.
             if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)

@@ -13,21 +13,26 @@ use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, UNUSED_STEPS_MAX};
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_MAX, UNUSED_STEPS_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
 
 impl Writer {
-    /// Writes a lease for every run that may start now.
+    /// Writes a lease for every run that may start now, up to what one commit starts; the next goes on.
     pub(super) fn claim(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         if self.effects.is_none() {
             return Ok(());
         }
-        while self.allowance != Some(0)
-            && let Some(claim) = self.engine.claim(turn.monotonic)
-        {
+        let most = STARTS_MAX + turn.ends.len();
+        while self.allowance != Some(0) && !self.starts_left {
+            if turn.starts >= most {
+                self.starts_left = true;
+                break;
+            }
+            let Some(claim) = self.engine.claim(turn.monotonic) else { break };
+            turn.starts += 1;
             if claim.counted {
                 self.put_windows(turn, claim.run, &claim.keys);
             }

@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod compacting;
 mod continuing;
 mod control;
 mod execution;
@@ -203,6 +204,8 @@ pub(crate) struct Writer {
     /// Runs are started for [`Op::Idle`] all the same: so many more, or any number.
     working_off: bool,
     allowance: Option<u64>,
+    /// More can be started than one commit did.
+    starts_left: bool,
     watchers: Vec<Watcher>,
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
@@ -249,6 +252,7 @@ impl Writer {
             paused: config.paused,
             working_off: false,
             allowance: None,
+            starts_left: false,
             watchers: Vec::new(),
             inbox,
             pending: VecDeque::new(),
@@ -301,15 +305,19 @@ impl Writer {
         }
         let (mut ops, mut bytes) = (std::mem::take(&mut self.spare_ops), 0);
         while let Some(op) = self.pending.front() {
-            let alone = matches!(op, Op::Close(_));
+            let alone = matches!(op, Op::Close(_) | Op::Compact(_));
             bytes += op.bytes();
             if !ops.is_empty() && (alone || ops.len() >= GROUP_OPS_MAX || bytes > GROUP_BYTES_MAX) {
                 break;
             }
             ops.extend(self.pending.pop_front());
-            if alone {
-                self.watchers.extend(ops.pop().map(|op| Watcher { op, ended: self.ended }));
-                return true;
+            match ops.pop_if(|_| alone) {
+                Some(Op::Compact(call)) => return self.compact(call).is_break(),
+                Some(op) => {
+                    self.watchers.push(Watcher { op, ended: self.ended });
+                    return true;
+                }
+                None => {}
             }
         }
         if self.turn(ops).is_break() {
@@ -319,14 +327,14 @@ impl Writer {
         false
     }
 
-    /// Whether more is waiting than the last group took up.
+    /// Whether more is to be done than the last group did.
     pub(super) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+        self.starts_left || !self.pending.is_empty()
     }
 
     /// How long to wait for an operation before there is something to do without one.
     pub(super) fn timeout(&self) -> Option<Duration> {
-        if self.disk.wants_folding() {
+        if self.starts_left || self.disk.wants_folding() {
             return Some(Duration::ZERO);
         }
         let now = self.clock.monotonic();
@@ -411,6 +419,7 @@ impl Writer {
         let view = shared.view().map_err(Failed::file)?;
         let (spare, now, monotonic) = (std::mem::take(&mut self.spare), self.clock.now(), self.clock.monotonic());
         let mut turn = Turn::with(spare, &view, self.disk.next_sequence(), now, monotonic);
+        self.starts_left = false;
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
@@ -492,7 +501,7 @@ impl Writer {
             Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
             Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
-            Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
+            Op::Quiet(_) | Op::Close(_) | Op::Compact(_) | Op::Tick => {}
         }
         Ok(())
     }

@@ -39,6 +39,8 @@ pub(super) struct Turn<'v> {
     pub(super) now: Timestamp,
     pub(super) monotonic: Duration,
     pub(super) effects: Vec<Effect>,
+    /// Runs that it starts.
+    pub(super) starts: usize,
     pub(super) live: Vec<(RunId, Option<Live>)>,
     pub(super) tallied: BTreeSet<JobNumber>,
     pub(super) ends: Vec<(RunId, Ended)>,
@@ -131,6 +133,7 @@ impl<'v> Turn<'v> {
             now,
             monotonic,
             effects,
+            starts: 0,
             live: Vec::new(),
             tallied: BTreeSet::new(),
             ends: Vec::new(),
