@@ -72,7 +72,7 @@ pub use run::{
 };
 pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};
-pub use time::{Clock, SystemClock, Timestamp};
+pub use time::{Clock, SystemClock, Timer, Timestamp};
 pub use tokio_util::sync::CancellationToken;
 pub use trigger::{Disposition, Finished, JsonTrigger, OnConflict, Trigger, TriggerAndWait, TriggerCall, WaitForRun};
 

@@ -21,6 +21,8 @@ pub(crate) use error::cut;
 pub use error::{ErrorKind, JobError, JobResult};
 pub use handle::JobHandle;
 pub use register::Register;
+#[cfg(feature = "testing")]
+pub(crate) use register::register_again;
 pub(crate) use register::{Registry, register};
 
 use crate::error::Error;

@@ -20,6 +20,12 @@ pub(super) trait Host: Send + Sync {
         None
     }
 
+    /// How long until something is due, and how many bodies there are, of a writer without a thread.
+    #[cfg(feature = "testing")]
+    fn outlook(&self) -> (Option<Duration>, usize) {
+        (None, 0)
+    }
+
     /// Hands an operation over; gives it back once the writer has ended.
     #[must_use]
     fn submit(&self, op: Op) -> Option<Op>;
@@ -83,18 +89,23 @@ impl Inline {
     }
 
     fn work(&self) {
-        // Held already: whoever holds it takes up what was pushed before it lets go.
-        let mut held = match self.writer.try_lock() {
-            Ok(held) => held,
-            Err(TryLockError::Poisoned(held)) => held.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        if let Some(writer) = held.as_mut() {
+        loop {
+            // Held already: whoever holds it takes up what was pushed, before it lets go or right after.
+            let mut held = match self.writer.try_lock() {
+                Ok(held) => held,
+                Err(TryLockError::Poisoned(held)) => held.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let Some(writer) = held.as_mut() else { return };
             while writer.has_pending() || !self.inbox.is_empty() {
                 if writer.step(Some(Duration::ZERO)) {
                     held.take().into_iter().for_each(Writer::close);
-                    break;
+                    return;
                 }
+            }
+            drop(held);
+            if self.inbox.is_empty() {
+                return;
             }
         }
     }
@@ -126,5 +137,11 @@ impl Host for Inline {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let timeout = writer.as_ref()?.timeout();
         Some(Idle { timeout, changed: self.changed.clone() })
+    }
+
+    #[cfg(feature = "testing")]
+    fn outlook(&self) -> (Option<Duration>, usize) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.as_ref().map_or((None, 0), Writer::outlook)
     }
 }

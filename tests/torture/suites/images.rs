@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use durably::testing::{Bug, Disk, verify_on};
+use durably::testing::suites::{Bug, Disk, verify_on};
 use durably::{Durably, Error};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 

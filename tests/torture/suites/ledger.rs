@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use durably::testing::{Bug, Disk};
+use durably::testing::suites::{Bug, Disk};
 use durably::{
     Clock, Disposition, Durably, Error, Job, JobHandle, Run, RunFilter, RunId, RunStatus, Step, Timestamp, Trigger,
 };

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use durably::testing::Disk;
+use durably::testing::suites::Disk;
 use durably::{Durably, Error, Job, JobHandle, RunFilter, RunId, Step};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use durably::testing::Disk;
+use durably::testing::suites::Disk;
 
 use super::ledger::Ticking;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use durably::Clock;
-use durably::testing::Disk;
+use durably::testing::suites::Disk;
 use tokio::sync::Notify;
 
 use super::clock::SimClock;

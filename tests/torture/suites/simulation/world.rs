@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 use durably::{
     Clock, Durably, Error, Job, JobError, JobHandle, JobResult, OnConflict, Received, RunFilter, RunId, RunStatus,
     Step, StepRetention, Trigger,
