@@ -49,10 +49,12 @@ async fn a_signal_survives_a_restart_and_wakes_a_run_that_sleeps_in_the_file() {
     within(async {
         let file = TempFile::new();
         let id = {
-            let durably = file.open().await;
+            let durably = file.open_paused().await;
             let mut events = durably.events();
             let run = durably.register(taker("job")).unwrap().trigger(2).await.unwrap();
+            // Before it starts, so that it is suspended once only.
             durably.signal(run.id(), "go", "a").await.unwrap();
+            durably.start().await.unwrap();
             suspended(&durably, &mut events, run.id()).await;
             run.id()
         };
@@ -193,6 +195,34 @@ async fn what_can_not_be_sent_is_refused_with_a_type() {
         }
         assert!(matches!(durably.signal(waits.id(), "unasked", &1).await, Err(Error::TooMany { .. })));
         durably.signal(waits.id(), "go", "a").await.expect_err("of whatever name");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_was_sent_a_signal_before_its_first_start_starts_as_any_other_and_takes_it_with_it() {
+    within(async {
+        let file = TempFile::new();
+        let (here, there) = {
+            let durably = file.open_paused().await;
+            let job = durably.register(taker("job")).unwrap();
+            let (here, there) = (job.trigger(0).await.unwrap().id(), job.trigger(0).await.unwrap().id());
+            durably.signal(here, "other", "x").await.unwrap();
+            durably.signal(there, "other", "x").await.unwrap();
+            let mut events = durably.events();
+            durably.run_until_idle(Some(1)).await.unwrap();
+            next_event(&mut events, |event| matches!(event.kind, EventKind::RunCompleted { .. })).await;
+            (here, there)
+        };
+        let durably = file.open().await;
+        durably.register(taker("job")).unwrap();
+        for run in [here, there] {
+            ended(&durably, run).await;
+            durably.delete_run(run).await.unwrap();
+        }
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{found:?}");
     })
     .await;
 }
