@@ -88,6 +88,13 @@ impl Inline {
         Inline { writer: Mutex::new(Some(writer)), inbox, changed: Arc::default() }
     }
 
+    /// Looks at the writer, and does what was handed over meanwhile.
+    fn look<T>(&self, look: impl FnOnce(&Writer) -> T) -> Option<T> {
+        let seen = self.writer.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look);
+        self.work();
+        seen
+    }
+
     fn work(&self) {
         loop {
             // Held already: whoever holds it takes up what was pushed, before it lets go or right after.
@@ -134,14 +141,12 @@ impl Host for Inline {
     }
 
     fn idle_for(&self) -> Option<Idle> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let timeout = writer.as_ref()?.timeout();
+        let timeout = self.look(Writer::timeout)?;
         Some(Idle { timeout, changed: self.changed.clone() })
     }
 
     #[cfg(feature = "testing")]
     fn outlook(&self) -> (Option<Duration>, usize) {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.as_ref().map_or((None, 0), Writer::outlook)
+        self.look(Writer::outlook).unwrap_or((None, 0))
     }
 }

@@ -256,7 +256,12 @@ impl<F: Future> Future for Watched<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let Watched { rig, motion, waker, body } = &mut *self;
-        let Some(body) = body.as_mut().filter(|_| !rig.is_dead()) else { return Poll::Pending };
+        if rig.is_dead() {
+            // Its actor may have been made after the others were killed: nobody else would drop it.
+            *body = None;
+            motion.bits.fetch_or(DROPPED, Ordering::SeqCst);
+        }
+        let Some(body) = body else { return Poll::Pending };
         if waker.as_ref().is_none_or(|(inner, _)| !inner.will_wake(cx.waker())) {
             let (rig, motion, inner) = (rig.clone(), motion.clone(), cx.waker().clone());
             let own = Waker::from(Arc::new(BodyWaker { rig, motion, inner }));
