@@ -19,6 +19,14 @@ pub enum Error {
         /// The id asked for.
         run: RunId,
     },
+    /// The run has recorded no step of this key.
+    #[error("run {run} has no step {step:?}")]
+    StepNotFound {
+        /// The run.
+        run: RunId,
+        /// The key asked for.
+        step: String,
+    },
     /// No job of this name is registered.
     #[error("unknown job: {name}")]
     JobNotFound {
@@ -106,6 +114,16 @@ pub enum Error {
         run: Option<RunId>,
         /// The key.
         key: String,
+    },
+    /// `max_queued`: so many runs wait for the concurrency key that have never started.
+    #[error("{queued} runs wait for concurrency key {key:?} already, over the limit of {queued_max}")]
+    QueueFull {
+        /// The key.
+        key: String,
+        /// How many of them wait.
+        queued: usize,
+        /// The limit that the trigger gave.
+        queued_max: usize,
     },
     /// `reject_changed_input`: the key's run was triggered with another input.
     #[error("idempotency key {key:?} belongs to {}, which has another input", holder(.run))]
@@ -248,6 +266,7 @@ impl Error {
         match self {
             Error::Overloaded { .. }
             | Error::Indeterminate
+            | Error::QueueFull { .. }
             | Error::WaitTimeout { .. }
             | Error::AlreadyOpen { .. }
             | Error::Storage(_) => Advice::Retry,

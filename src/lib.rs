@@ -34,7 +34,7 @@
 //! # Features
 //!
 //! - `validate` (default): constraints of JSON Schemas are checked when triggering and completing. Without it only types are.
-//! - `testing`: the module `testing`, for tests. Never turn it on in what is shipped.
+//! - `testing`: the module `testing`, a test kit, for dev-dependencies. Never turn it on in what is shipped.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -61,14 +61,17 @@ mod trigger;
 
 pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
-pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats};
+pub use durably::{
+    Builder, Durably, ForkRequest, ForkRun, Health, JobInfo, JobStats, Paused, PendingCheck, ResumeRun, Stats,
+    Unreadable,
+};
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register};
 pub use run::{
-    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
-    StepStatus, WaitingFor,
+    Explanation, Holder, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError, RunFilter,
+    RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
 };
 pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};

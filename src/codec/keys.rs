@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt::{self, Debug, Write};
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 
 use crate::id::RunId;
@@ -57,6 +58,12 @@ impl From<&[u8]> for Key {
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
         self
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
     }
 }
 
@@ -179,6 +186,23 @@ pub(crate) fn read_awaiter(key: &[u8]) -> Option<(RunId, RunId, u32)> {
     let (awaited, rest) = key.split_at_checked(RunId::BYTES)?;
     let (waiter, step) = read_step(rest)?;
     Some((RunId::from_slice(awaited)?, waiter, step))
+}
+
+pub(crate) fn job_throttle(job: u32) -> Key {
+    Key::of(&[&[0], &job.to_be_bytes()])
+}
+
+pub(crate) fn key_throttle(key: &str) -> Key {
+    Key::of(&[&[1], key.as_bytes()])
+}
+
+/// The job, or the concurrency key.
+pub(crate) fn read_throttle(key: &[u8]) -> Option<Result<u32, &str>> {
+    match key.split_first()? {
+        (0, job) => Some(Ok(u32::from_be_bytes(job.try_into().ok()?))),
+        (1, key) => Some(Err(std::str::from_utf8(key).ok()?)),
+        _ => None,
+    }
 }
 
 /// Terminal runs in order of their end: what retention walks.

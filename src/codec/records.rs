@@ -13,18 +13,30 @@ pub(crate) struct RunRecord {
     pub(crate) idempotency_key: Option<String>,
     /// The key is in force at least this long from the trigger; `None`: as long as the run.
     pub(crate) idempotency_ttl_ms: Option<u64>,
-    pub(crate) concurrency_key: Option<String>,
-    /// Runs of the concurrency key at a time, as this run asks.
-    pub(crate) key_limit: u32,
+    /// Concurrency keys in the order given, each with how many runs of it at a time this run allows.
+    pub(crate) keys: Vec<(String, u32)>,
+    pub(crate) priority: i8,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) fingerprint: [u8; 16],
     pub(crate) retriggered_from: Option<RunId>,
+    /// The run whose checkpoints it began with.
+    pub(crate) forked_from: Option<RunId>,
+    /// The run that it goes on for.
+    pub(crate) continued_from: Option<RunId>,
+    /// The version of the job's code that it was triggered with.
+    pub(crate) version: u32,
     /// The run whose step triggered it.
     pub(crate) parent: Option<RunId>,
     /// It does not start before this.
     pub(crate) not_before: Option<Timestamp>,
     /// The place in line that this run took over from the run it replaced.
     pub(crate) ticket: Option<RunId>,
+}
+
+impl RunRecord {
+    pub(crate) fn has_key(&self, key: &str) -> bool {
+        self.keys.iter().any(|(own, _)| own == key)
+    }
 }
 
 /// What changes about a run. Absent while a run waits for its first start.
@@ -51,6 +63,10 @@ pub(crate) struct StateRecord {
     pub(crate) progress: Option<ProgressRecord>,
     pub(crate) error: Option<ErrorRecord>,
     pub(crate) replaced_by: Option<RunId>,
+    /// The run that goes on for it.
+    pub(crate) continued_as: Option<RunId>,
+    /// Indexes of the steps that the execution which completed it did not ask for; the first of them, if they are many.
+    pub(crate) unused: Vec<u32>,
     pub(crate) logs: LogTally,
     /// It was sent a signal, so there may be some that nobody has taken.
     pub(crate) signalled: bool,
@@ -91,7 +107,10 @@ pub(crate) struct StepRecord {
     pub(crate) key: String,
     /// A [`StepKind`](crate::run::StepKind).
     pub(crate) kind: u8,
-    /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes.
+    /// The version of the job's code that recorded it.
+    pub(crate) version: u32,
+    /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes. Zero for one
+    /// that was taken over from another run.
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
@@ -121,6 +140,7 @@ pub(crate) struct WaitRecord {
 pub(crate) struct StepRecordRef<'a> {
     pub(crate) key: &'a str,
     pub(crate) kind: u8,
+    pub(crate) version: u32,
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
@@ -148,7 +168,8 @@ pub(crate) struct JobRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LineRecord {
     pub(crate) job: u32,
-    pub(crate) key: Option<(String, u32)>,
+    pub(crate) keys: Vec<(String, u32)>,
+    pub(crate) priority: i8,
     pub(crate) generation: u64,
     pub(crate) crashes: u32,
     pub(crate) front: bool,
@@ -157,7 +178,7 @@ pub(crate) struct LineRecord {
     pub(crate) blocked: bool,
     /// It was never started and has a state all the same.
     pub(crate) touched: bool,
-    /// It was woken, and holds its key already.
+    /// It was woken, and holds its keys already.
     pub(crate) holds: bool,
     pub(crate) not_before: Option<Timestamp>,
 }
@@ -166,11 +187,21 @@ pub(crate) struct LineRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SleepRecord {
     pub(crate) job: u32,
-    pub(crate) key: Option<(String, u32)>,
+    pub(crate) keys: Vec<(String, u32)>,
     pub(crate) generation: u64,
     pub(crate) due: Option<Timestamp>,
     /// Names of the signals that wake it.
     pub(crate) signals: Vec<String>,
+}
+
+/// What holds a job or a key back. Only there where something does, or a window of a job's rate is under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ThrottleRecord {
+    pub(crate) paused_at: Option<Timestamp>,
+    /// Starts in a time, milliseconds. A job's stands in its code.
+    pub(crate) rate: Option<(u32, u64)>,
+    /// When the window began, and its starts.
+    pub(crate) window: Option<(Timestamp, u32)>,
 }
 
 /// Terminal runs of a job: completed, failed, cancelled.

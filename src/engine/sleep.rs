@@ -5,16 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Generation, JobNumber, KeyName, Queued};
+use super::{Generation, JobNumber, Keys, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
-/// A suspended run. It keeps its key and takes no slot.
+/// A suspended run. It keeps its keys and takes no slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sleeper {
     pub(crate) run: RunId,
     pub(crate) job: JobNumber,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     /// Its last lease.
     pub(crate) generation: Generation,
     /// When it is to be woken; `None`: by a signal or a child only.
@@ -64,6 +64,10 @@ impl Sleepers {
         self.delayed.insert(queued.run, queued);
     }
 
+    pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {
+        self.delayed.get(&run)?.not_before
+    }
+
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
         let queued = self.delayed.remove(&run)?;
         if let Some(at) = queued.not_before {
@@ -96,8 +100,8 @@ impl Sleepers {
     }
 
     /// The keys that sleeping runs hold.
-    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &KeyName, u32)> {
-        self.asleep.values().filter_map(|sleeper| sleeper.key.as_ref().map(|(name, limit)| (sleeper.run, name, *limit)))
+    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &Keys)> {
+        self.asleep.values().map(|sleeper| (sleeper.run, &sleeper.keys))
     }
 
     pub(super) fn contains(&self, run: RunId) -> bool {

@@ -140,10 +140,7 @@ fn add(core: &Core, definitions: &[Erased]) -> Result<(), Error> {
     core.registry.add(definitions)?;
     let specs: Vec<JobSpec> = definitions
         .iter()
-        .map(|Erased(definition)| JobSpec {
-            name: definition.name.clone(),
-            limit: definition.limit.unwrap_or(u32::MAX),
-        })
+        .map(|Erased(definition)| JobSpec { name: definition.name.clone(), terms: definition.terms() })
         .collect();
     // Nobody waits for the commit: the writer has this before any trigger of the jobs.
     drop(core.store.submit(Op::Register, specs, Admitted::default()));

@@ -28,8 +28,14 @@ pub struct Run {
     pub status: RunStatus,
     /// The idempotency key given at the trigger.
     pub idempotency_key: Option<String>,
-    /// The concurrency key given at the trigger.
+    /// The first concurrency key given at the trigger.
     pub concurrency_key: Option<String>,
+    /// All concurrency keys given at the trigger, in that order.
+    #[serde(default)]
+    pub concurrency_keys: Vec<String>,
+    /// The priority given at the trigger; 0 without one.
+    #[serde(default)]
+    pub priority: i8,
     /// One more than the highest index among its completed steps; 0 before the first.
     pub current_step_index: u32,
     /// Steps that completed.
@@ -64,6 +70,14 @@ pub struct Run {
     pub not_before: Option<Timestamp>,
     /// The run it was retriggered from.
     pub retriggered_from: Option<RunId>,
+    /// The run it was [forked](crate::Durably::fork) from: it began with checkpoints of that one.
+    pub forked_from: Option<RunId>,
+    /// The run it goes on for, by [`Step::continue_as_new`](crate::Step::continue_as_new).
+    pub continued_from: Option<RunId>,
+    /// The run that goes on for it. Such a run has completed, and its output is null.
+    pub continued_as: Option<RunId>,
+    /// The [version](crate::Job::version) of the code that it was triggered with.
+    pub version: u32,
     /// The run that took its place in line.
     pub replaced_by: Option<RunId>,
     /// Why a pending run is not started though there is room: the registered code can't decode its stored input.
@@ -135,6 +149,11 @@ pub struct StepInfo {
     pub index: u32,
     /// What sort of step it is.
     pub kind: StepKind,
+    /// The [version](crate::Job::version) of the code that recorded it.
+    pub version: u32,
+    /// The execution that completed the run did not ask for it: the code has changed. Among the first 1,000 such steps of a
+    /// run.
+    pub unused: bool,
     /// How it came out.
     pub status: StepStatus,
     /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).

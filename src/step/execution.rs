@@ -1,6 +1,6 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,8 @@ pub(crate) enum Verdict {
     Fails(JobError),
     /// The run is pending again.
     HandedBack,
+    /// Another run with this input goes on for it.
+    Continues(serde_json::Value),
     /// The run has its outcome already.
     Over,
 }
@@ -59,6 +61,8 @@ pub(crate) struct Execution {
     notes: Mutex<Notes>,
     verdict: Mutex<Option<Verdict>>,
     pub(crate) signals: Signals,
+    /// The version of the code.
+    version: AtomicU32,
     /// The body has ended: nothing of it may go on.
     over: AtomicBool,
     /// Held by whatever may still run code of this body.
@@ -98,7 +102,7 @@ impl Drop for Alive {
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: BTreeMap<Arc<str>, &'static Location<'static>>,
+    in_use: HashMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,
@@ -106,6 +110,8 @@ struct Steps {
     parked: BTreeMap<u32, Parked>,
     /// Waiting steps that the writer has given an outcome; they may not have looked yet.
     decided: BTreeSet<u32>,
+    /// Steps on disk that were asked for and dropped.
+    dropped: BTreeSet<u32>,
     /// Signals that came during this execution.
     signals: u64,
     /// News of either sort.
@@ -122,7 +128,8 @@ struct Parked {
 
 /// A key whose outcome is decided.
 pub(super) enum Known {
-    Replayed(u32, StepKind, ReplayOutcome),
+    /// By code of this version.
+    Replayed(u32, StepKind, u32, ReplayOutcome),
     /// It waits, or was dropped while it waited: its record is on disk.
     Waits(u32, Box<StepRecord>),
     /// Handed to the writer by a step that was dropped before it heard.
@@ -163,6 +170,7 @@ impl Execution {
             notes: Mutex::default(),
             verdict: Mutex::default(),
             signals: Signals::default(),
+            version: AtomicU32::new(0),
             over: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
             #[cfg(feature = "testing")]
@@ -231,9 +239,36 @@ impl Execution {
         busy > delayed || (delayed == 0 && self.parked.load(Ordering::SeqCst) == 0)
     }
 
+    /// Steps on disk that this execution has not asked for, by index.
+    pub(crate) fn unused(&self) -> Vec<(u32, String)> {
+        let steps = self.steps();
+        let mut unused: Vec<_> = steps
+            .known
+            .iter()
+            .filter_map(|(key, known)| match known {
+                Known::Replayed(index, ..) | Known::Waits(index, _) => Some((*index, key)),
+                Known::Handed(..) => None,
+            })
+            .filter(|(index, _)| !steps.dropped.contains(index))
+            .map(|(index, key)| (index, key.clone()))
+            .collect();
+        unused.sort_unstable();
+        unused
+    }
+
     /// Signals that have come so far.
     pub(super) fn signals_heard(&self) -> u64 {
         self.steps().signals
+    }
+
+    /// The version of the code, recorded with every step.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// Says which code executes.
+    pub(crate) fn set_version(&self, version: u32) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -255,7 +290,7 @@ impl Execution {
             steps.count += 1;
             let known = match step.outcome {
                 ReplayOutcome::Open(record) => Known::Waits(step.index, record),
-                outcome => Known::Replayed(step.index, step.kind, outcome),
+                outcome => Known::Replayed(step.index, step.kind, step.version, outcome),
             };
             steps.known.insert(step.key, known);
         }
@@ -299,6 +334,11 @@ impl Execution {
         self.set_busy(true);
         let known = known.map(Box::new);
         Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
+    }
+
+    /// Keys of the steps that were called so far.
+    pub(crate) fn called(&self) -> Vec<String> {
+        self.steps().in_use.keys().map(|key| key.to_string()).collect()
     }
 
     /// Counts the bytes of a checkpoint; says whether they are within the limit.
@@ -421,7 +461,7 @@ impl Ticket {
     /// Whether its key held another sort of step before, which ends the run.
     pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
         let held = match self.known.as_deref() {
-            Some(Known::Replayed(_, kind, _)) => *kind,
+            Some(Known::Replayed(_, kind, ..)) => *kind,
             Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
             Some(Known::Handed(..)) | None => return false,
         };
@@ -478,6 +518,9 @@ impl Drop for Ticket {
         };
         match known {
             Some(known) => {
+                if let Known::Replayed(index, ..) | Known::Waits(index, _) = &known {
+                    steps.dropped.insert(*index);
+                }
                 steps.known.insert(self.key.to_string(), known);
             }
             None => steps.count -= 1,

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::codec::records::{ErrorRecord, ProgressRecord, StepRecord};
-use crate::engine::Generation;
+use crate::engine::{Generation, Rate};
 use crate::error::Error;
 use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
-use crate::run::{LogLevel, RunStatus};
+use crate::run::{Explanation, LogLevel, RunStatus};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
@@ -79,6 +79,12 @@ pub(crate) enum Op {
     Idle(Call<Option<u64>, u64>),
     /// Time has passed: what is due is done.
     Tick,
+    /// Why a run is, or is not, executing; but for what its steps say.
+    Explain(Call<RunId, Explanation>),
+    /// Pause or resume a job or a key, or give a key a rate.
+    Throttle(Call<Throttling, ()>),
+    /// What is paused.
+    Throttled(Call<(), Vec<Paused>>),
     Stats(Call<(), Counts>),
     /// Fold, close, and end the writer.
     /// Whether what still executes is handed back, or left to be found as crashed.
@@ -107,6 +113,7 @@ impl Op {
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
+                Outcome::Continued(next) => next.input.len() + 1_024,
                 _ => 512,
             },
             _ => 128,
@@ -152,6 +159,9 @@ impl Op {
             Op::Pause(call) => call.settle(failure),
             Op::Quiet(call) => call.settle(failure),
             Op::Idle(call) => call.settle(failure),
+            Op::Explain(call) => call.settle(failure),
+            Op::Throttle(call) => call.settle(failure),
+            Op::Throttled(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
             Op::WaitOver(..) | Op::Stopped(..) | Op::Tick => {}
@@ -162,7 +172,44 @@ impl Op {
 #[derive(Debug, Clone)]
 pub(crate) struct JobSpec {
     pub(crate) name: Arc<str>,
+    pub(crate) terms: Terms,
+}
+
+/// On what terms runs of a job start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Runs at a time.
     pub(crate) limit: u32,
+    pub(crate) rate: Option<Rate>,
+    /// Runs with different keys take turns.
+    pub(crate) fair: bool,
+}
+
+/// What is to hold a job or a key back, or no longer.
+#[derive(Debug, Clone)]
+pub(crate) struct Throttling {
+    pub(crate) of: Part,
+    pub(crate) change: ThrottleChange,
+}
+
+/// A job or a key, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    Job(String),
+    Key(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ThrottleChange {
+    Pause(bool),
+    Rate(Option<Rate>),
+}
+
+/// What is paused, since when.
+#[derive(Debug, Clone)]
+pub(crate) struct Paused {
+    pub(crate) of: Part,
+    pub(crate) since: Timestamp,
 }
 
 /// A run to be created.
@@ -174,9 +221,25 @@ pub(crate) struct NewRun {
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) concurrency: Option<Concurrency>,
     pub(crate) labels: Vec<(String, String)>,
+    /// The version of the job's code.
+    pub(crate) version: u32,
     pub(crate) retriggered_from: Option<RunId>,
+    pub(crate) forked: Option<Box<Forked>>,
     pub(crate) parent: Option<Parent>,
     pub(crate) not_before: Option<Timestamp>,
+    pub(crate) priority: i8,
+}
+
+/// The checkpoints that a run begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Forked {
+    pub(crate) from: RunId,
+    /// By index, sealed as they are to be stored.
+    pub(crate) steps: Vec<(u32, Arc<[u8]>)>,
+    /// Those among them that have an output, and one more than the highest index of these.
+    pub(crate) completed: u32,
+    pub(crate) step_index: u32,
+    pub(crate) bytes: usize,
 }
 
 /// The run whose step triggers a run.
@@ -188,9 +251,15 @@ pub(crate) struct Parent {
 }
 
 impl NewRun {
+    /// Its concurrency keys, each with its limit.
+    pub(crate) fn keys(&self) -> &[(String, u32)] {
+        self.concurrency.as_ref().map_or(&[], |concurrency| &concurrency.keys)
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
-        self.input.len() + labels + 256
+        let forked = self.forked.as_ref().map_or(0, |forked| forked.bytes + forked.steps.len() * 32);
+        self.input.len() + labels + forked + 256
     }
 }
 
@@ -204,9 +273,11 @@ pub(crate) struct Idempotency {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Concurrency {
-    pub(crate) key: String,
-    pub(crate) limit: u32,
+    /// Each once, with its limit; at least one.
+    pub(crate) keys: Vec<(String, u32)>,
     pub(crate) on_conflict: OnConflict,
+    /// How many may be left waiting for each.
+    pub(crate) max_queued: Option<u32>,
 }
 
 /// What became of a trigger.
@@ -326,11 +397,15 @@ pub(crate) struct End {
     pub(crate) stopped: bool,
     pub(crate) duration: Duration,
     pub(crate) notes: Notes,
+    /// Steps on disk that the body did not ask for, where it completed.
+    pub(crate) unused: Vec<(u32, String)>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Completed(Bytes),
+    /// Another run goes on for it.
+    Continued(Box<Continuation>),
     Failed(ErrorRecord),
     /// Pending again, first in line, nothing counted: a shutdown, or a fault of ours.
     HandedBack,
@@ -338,6 +413,14 @@ pub(crate) enum Outcome {
     Suspended(Suspension),
     /// Pending and not in line: the registered code can't decode the stored input.
     Blocked(String),
+}
+
+/// What a run that goes on for another begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Continuation {
+    pub(crate) input: Bytes,
+    /// The version of the job's code.
+    pub(crate) version: u32,
 }
 
 /// What wakes a suspended run, besides the runs that it waits for.

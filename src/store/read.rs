@@ -1,6 +1,6 @@
 //! Reading runs and what belongs to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::engine::JobNumber;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
-use crate::run::{LogLevel, LogLine, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor};
+use crate::run::{LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor};
 
 /// The names of jobs by number; they never change, so readers keep them.
 pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
@@ -36,6 +36,7 @@ pub(crate) struct ReplayStep {
     pub(crate) key: String,
     pub(crate) index: u32,
     pub(crate) kind: StepKind,
+    pub(crate) version: u32,
     pub(crate) bytes: usize,
     pub(crate) outcome: ReplayOutcome,
 }
@@ -50,7 +51,38 @@ pub(crate) enum ReplayOutcome {
     Open(Box<StepRecord>),
 }
 
+/// The steps of a run that has not ended, at one moment.
+#[derive(Debug)]
+pub(crate) struct StepsAtPresent {
+    pub(crate) status: RunStatus,
+    /// Those that wait.
+    pub(crate) open: Vec<OpenStep>,
+    /// Keys of all that are recorded.
+    pub(crate) stored: BTreeSet<String>,
+}
+
 impl Store {
+    /// Which steps of a run wait, and which have their outcome.
+    pub(crate) async fn open_steps(&self, run: RunId) -> Result<StepsAtPresent, Error> {
+        let found = self.read(move |view| {
+            let Some(rows) = rowset(view, run, false)? else { return Ok(None) };
+            let status = RunStatus::from_byte(rows.state.status).unwrap_or(RunStatus::Suspended);
+            let mut steps = StepsAtPresent { status, open: Vec::new(), stored: BTreeSet::new() };
+            view.steps(run, &mut |index, row| {
+                let key = keys::of_run(run, index);
+                let (record, _) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
+                if let Some(open) = &record.open {
+                    let waiting_for = WaitingFor { until: open.due, signal: open.signal.clone(), run: open.run };
+                    steps.open.push(OpenStep { name: record.key.clone(), kind: kind(&record, &key)?, waiting_for });
+                }
+                steps.stored.insert(record.key);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(Some(steps))
+        });
+        found.await?.ok_or(Error::RunNotFound { run })
+    }
+
     /// A run as it is now.
     pub(crate) async fn get_run(&self, run: RunId) -> Result<Option<Run>, Error> {
         let owner = self.owner().clone();
@@ -81,8 +113,12 @@ impl Store {
     pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
         self.read(move |view| {
             let mut steps = Vec::new();
+            let unused = match view.get(Table::States, run.as_bytes())? {
+                Some(row) => codec::open::<StateRecord>(Table::States, run.as_bytes(), &row)?.0.unused,
+                None => Vec::new(),
+            };
             view.steps(run, &mut |index, row| {
-                steps.push(step_info(run, index, &row)?);
+                steps.push(step_info(run, index, &row, &unused)?);
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -111,7 +147,7 @@ impl Store {
             view.steps(run, &mut |index, row| {
                 let key = keys::of_run(run, index);
                 let (record, output) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
-                let (kind, key) = (kind(&record, &key)?, record.key.clone());
+                let (kind, version, key) = (kind(&record, &key)?, record.version, record.key.clone());
                 let outcome = match record.error {
                     _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
@@ -121,7 +157,7 @@ impl Store {
                     }
                     None => ReplayOutcome::Stored,
                 };
-                steps.push(ReplayStep { key, index, kind, bytes: row.len(), outcome });
+                steps.push(ReplayStep { key, index, kind, version, bytes: row.len(), outcome });
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -190,7 +226,9 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         input: Some(json(Table::Runs, key, &input)?),
         status,
         idempotency_key: record.idempotency_key,
-        concurrency_key: record.concurrency_key,
+        concurrency_key: record.keys.first().map(|(key, _)| key.clone()),
+        concurrency_keys: record.keys.into_iter().map(|(key, _)| key).collect(),
+        priority: record.priority,
         current_step_index: state.step_index,
         completed_step_count: state.steps_completed,
         progress: state.progress.map(|progress| Progress {
@@ -212,12 +250,16 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         parent: record.parent,
         not_before: record.not_before,
         retriggered_from: record.retriggered_from,
+        forked_from: record.forked_from,
+        continued_from: record.continued_from,
+        continued_as: state.continued_as,
+        version: record.version,
         replaced_by: state.replaced_by,
         blocked: state.blocked,
     })
 }
 
-fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
+fn step_info(run: RunId, index: u32, row: &Bytes, unused: &[u32]) -> Result<StepInfo, Fault> {
     let key = &keys::of_run(run, index)[..];
     let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
     let kind = kind(&record, key)?;
@@ -231,6 +273,8 @@ fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
         name: record.key,
         index,
         kind,
+        version: record.version,
+        unused: unused.contains(&index),
         status,
         waiting_for: record.open.map(|open| WaitingFor { until: open.due, signal: open.signal, run: open.run }),
         output: if status == StepStatus::Completed { Some(json(Table::Steps, key, &output)?) } else { None },

@@ -19,7 +19,7 @@ use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
 use crate::codec::records::{
-    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord,
+    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord, ThrottleRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
@@ -161,6 +161,7 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
     audit.parts()?;
     audit.steps()?;
     audit.indexes()?;
+    audit.throttles()?;
     audit.counts()?;
     audit.stored_once()?;
     Ok(audit.found)
@@ -285,6 +286,7 @@ impl Audit<'_, '_> {
             if status == RunStatus::Completed && output.is_empty() {
                 audit.has(Table::Outputs, key, "a completed run is not in it")?;
             }
+            audit.links(run, &record, &state, status)?;
             let tally = audit.tallies.entry(record.job).or_default();
             match status {
                 RunStatus::Completed => tally.completed += 1,
@@ -294,6 +296,36 @@ impl Audit<'_, '_> {
             }
             Ok(())
         })
+    }
+
+    /// A run that goes on for another, and that other, name each other for as long as both are there.
+    fn links(&mut self, run: RunId, record: &RunRecord, state: &StateRecord, status: RunStatus) -> Result<(), Fault> {
+        let readable = |found: Result<Option<Bytes>, Fault>| match found {
+            Ok(row) => Ok(row),
+            Err(Fault::Corrupted(_)) => Ok(None),
+            Err(fault) => Err(fault),
+        };
+        let key = run.as_bytes();
+        if let Some(next) = state.continued_as {
+            if status != RunStatus::Completed {
+                self.problem("states", key, "another run goes on for it and it has not completed");
+            }
+            let row = readable(self.view.get(Table::Runs, next.as_bytes()))?;
+            let other = row.and_then(|row| codec::open::<RunRecord>(Table::Runs, next.as_bytes(), &row).ok());
+            if other.is_some_and(|(other, _)| other.continued_from != Some(run)) {
+                self.problem("states", key, "the run that goes on for it says otherwise");
+            }
+        }
+        if let Some(old) = record.continued_from
+            && self.view.get(Table::Runs, old.as_bytes()).is_ok_and(|row| row.is_some())
+        {
+            let row = readable(self.view.get(Table::States, old.as_bytes()))?;
+            let other = row.and_then(|row| codec::open::<StateRecord>(Table::States, old.as_bytes(), &row).ok());
+            if other.is_some_and(|(other, _)| other.continued_as != Some(run)) {
+                self.problem("runs", key, "the run that it goes on for says otherwise");
+            }
+        }
+        Ok(())
     }
 
     /// What belongs to a run.
@@ -445,6 +477,18 @@ impl Audit<'_, '_> {
             {
                 audit.problem("idempotency", key, "its run has another key");
             }
+            Ok(())
+        })
+    }
+
+    fn throttles(&mut self) -> Result<(), Fault> {
+        self.each(Table::Throttles, |audit, key, row| {
+            match keys::read_throttle(key) {
+                None => audit.problem("throttles", key, "neither of a job nor of a key"),
+                Some(Ok(job)) if !audit.jobs.contains(&job) => audit.problem("throttles", key, "its job has no name"),
+                Some(_) => {}
+            }
+            drop(audit.decoded::<ThrottleRecord>(Table::Throttles, key, &row));
             Ok(())
         })
     }

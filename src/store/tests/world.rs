@@ -23,7 +23,7 @@ use crate::store::backend::BackendFactory;
 use crate::store::file::Medium;
 use crate::store::op::{
     Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
-    Targets, Triggered,
+    Targets, Terms, Triggered,
 };
 use crate::store::tables::Table;
 use crate::store::view::Rows;
@@ -316,8 +316,11 @@ impl World {
     }
 
     pub(super) fn register(&self, jobs: &[(&str, u32)]) {
-        let specs = jobs.iter().map(|(name, limit)| JobSpec { name: (*name).into(), limit: *limit }).collect();
-        self.ask(Op::Register, specs).expect("registers");
+        let specs = jobs.iter().map(|(name, limit)| JobSpec {
+            name: (*name).into(),
+            terms: Terms { limit: *limit, rate: None, fair: false },
+        });
+        self.ask(Op::Register, specs.collect()).expect("registers");
     }
 
     pub(super) fn trigger(&self, run: NewRun) -> Result<Triggered, Error> {
@@ -335,6 +338,7 @@ impl World {
         let header = StepRecordRef {
             key,
             kind: 0,
+            version: 0,
             generation,
             started_at: now,
             completed_at: now,
@@ -361,7 +365,7 @@ impl World {
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {
         let notes = Notes::default();
-        let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes };
+        let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes, unused: Vec::new() };
         self.ask(Op::end, end).expect("bodies get no errors")
     }
 
@@ -444,9 +448,12 @@ pub(super) fn new(input: &str) -> NewRun {
         idempotency: None,
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
+        version: 0,
         retriggered_from: None,
+        forked: None,
         parent: None,
         not_before: None,
+        priority: 0,
     }
 }
 
@@ -471,7 +478,7 @@ impl NewRun {
     }
 
     pub(super) fn keyed(mut self, key: &str, on_conflict: OnConflict) -> Self {
-        self.concurrency = Some(Concurrency { key: key.into(), limit: 1, on_conflict });
+        self.concurrency = Some(Concurrency { keys: vec![(key.into(), 1)], on_conflict, max_queued: None });
         self
     }
 }

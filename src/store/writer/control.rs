@@ -8,7 +8,7 @@ use super::turn::{Effect, Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{LineRecord, StateRecord, StepRecord};
 use crate::codec::{self, keys};
-use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
+use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, Keys, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
@@ -101,8 +101,8 @@ impl Writer {
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
             turn.event(run, &name, record, kind);
         }
-        let key = record.concurrency_key.as_deref().map(Into::into);
-        self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
+        let (job, keys, priority) = (record.job, Keys::of(&record.keys), record.priority);
+        self.tell_engine(turn, EngineEvent::Withdrawn { run, job, keys, priority });
         Ok(())
     }
 
@@ -249,6 +249,8 @@ impl Writer {
             // One that can't be read must not keep the others from going.
             if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
                 && (loaded.record.idempotency_ttl_ms.is_none()
+                    // Its key has gone on with its successor.
+                    || loaded.state.continued_as.is_some()
                     || expired(&loaded.record, turn.now)
                     || self.config.hooks.plants(Bug::PurgeIgnoresTtl))
             {
@@ -265,12 +267,7 @@ impl Writer {
         if loaded.status().is_terminal() {
             return Ok(Ok(()));
         }
-        let awaited = Awaited {
-            run,
-            job: loaded.record.job,
-            key: loaded.record.concurrency_key.clone(),
-            key_limit: loaded.record.key_limit,
-        };
+        let awaited = Awaited { run, asked: run, job: loaded.record.job, keys: Keys::of(&loaded.record.keys) };
         let allowed = self.config.hooks.plants(Bug::DeadlocksAllowed);
         Ok(if self.engine.wait(waiter, awaited) || allowed { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
     }

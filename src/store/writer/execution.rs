@@ -13,7 +13,7 @@ use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX};
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, UNUSED_STEPS_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
@@ -28,6 +28,9 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
+            if claim.counted {
+                self.put_windows(turn, claim.run, &claim.keys);
+            }
             match turn.load_as(claim.run, claim.untouched) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
@@ -76,12 +79,14 @@ impl Writer {
             job: record.job,
             subject: subject.clone(),
             input,
-            key: claim.key.clone(),
-            replay: !fresh,
+            keys: claim.keys.clone(),
+            replay: !fresh || record.forked_from.is_some(),
+            version: record.version,
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
+        let body =
+            Body { generation, job, subject, record, state, since: turn.now, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -97,10 +102,8 @@ impl Writer {
 
     /// Whether a lease may write, and the body it is of.
     pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
-        match self.engine.fence(run, generation) {
-            Fence::Holds => self.bodies.get_mut(&run),
-            Fence::Ended | Fence::Stale => None,
-        }
+        // A body is here for as long as the engine's fence holds for its lease: one search is enough.
+        self.bodies.get_mut(&run).filter(|body| body.generation == generation)
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
@@ -168,6 +171,13 @@ impl Writer {
         let body = body.clone();
         let mut state = body.state.clone();
         state.updated_at = Some(turn.now);
+        if !end.unused.is_empty() {
+            let first = end.unused.iter().take(UNUSED_STEPS_MAX);
+            state.unused = first.clone().map(|(index, _)| *index).collect();
+            let keys = first.map(|(_, key)| key.clone()).collect();
+            let kind = EventKind::StepsUnused { keys, count: end.unused.len() };
+            turn.tell(&body.subject, What::Kind(Box::new(kind)));
+        }
         match &end.outcome {
             Outcome::Completed(output) => {
                 turn.ends.push((run, Ended::Completed(output.clone())));
@@ -181,6 +191,7 @@ impl Writer {
                     turn.put_state(run, &state, false);
                 }
             }
+            Outcome::Continued(next) => self.continue_as(turn, run, &body, &mut state, next)?,
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
                 if let Some(key) = &body.record.idempotency_key
@@ -322,7 +333,8 @@ impl Writer {
 pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
         job: record.job,
-        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+        keys: record.keys.clone(),
+        priority: record.priority,
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,
@@ -395,6 +407,7 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         subject: subject(run, job_name, &loaded.record),
         record: loaded.record.clone(),
         state: loaded.state.clone(),
+        since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
     }

@@ -7,10 +7,14 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod continuing;
 mod control;
 mod execution;
+mod explain;
+mod linger;
 mod outage;
 mod rebuild;
+mod throttles;
 mod triggers;
 mod turn;
 mod waits;
@@ -27,19 +31,20 @@ use bytes::Bytes;
 use super::Fault;
 use super::disk::Disk;
 use super::inbox::Inbox;
-use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome};
+use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome, Terms};
 use super::reserve::Reserve;
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
-use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
+use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Keys};
 use crate::error::Error;
 use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
+use linger::Linger;
 use turn::{Effect, Turn};
 
 /// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
@@ -65,9 +70,11 @@ pub(crate) struct Start {
     pub(crate) job: JobNumber,
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
-    pub(crate) key: Option<(KeyName, u32)>,
-    /// Whether the run has been leased before, so that it may have checkpoints.
+    pub(crate) keys: Keys,
+    /// Whether it may have checkpoints: it has been leased before, or has begun with those of another run.
     pub(crate) replay: bool,
+    /// The version of the job's code that the run was triggered with.
+    pub(crate) version: u32,
 }
 
 /// Whether the store works, and how far it is.
@@ -117,6 +124,8 @@ struct Body {
     record: Arc<RunRecord>,
     /// The run's state as of the operations applied so far.
     state: StateRecord,
+    /// When this lease was given; where that is not known any more, when the run was started.
+    since: Timestamp,
     /// A checkpoint was recorded by this lease.
     checkpointed: bool,
     /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
@@ -138,7 +147,7 @@ impl Body {
 struct Alive {
     generation: Generation,
     job: JobNumber,
-    key: Option<(KeyName, u32)>,
+    keys: Keys,
 }
 
 /// Why a group is not on disk, or not known to be.
@@ -166,8 +175,8 @@ struct Watcher {
 struct Jobs {
     numbers: BTreeMap<Arc<str>, JobNumber>,
     names: BTreeMap<JobNumber, Arc<str>>,
-    /// Those whose code is here, with the most runs at a time.
-    registered: BTreeMap<JobNumber, u32>,
+    /// Those whose code is here.
+    registered: BTreeMap<JobNumber, Terms>,
     /// No number up to this one is given out: some have lost their name to a row that can't be read.
     nameless: JobNumber,
 }
@@ -262,9 +271,16 @@ impl Writer {
 
     /// Works until it is told to close.
     pub(crate) fn run(mut self) {
+        let (inbox, mut linger) = (self.inbox.clone(), Linger::default());
         loop {
-            let timeout = self.timeout();
-            if self.step(timeout) {
+            let timeout = if self.pending.is_empty() { self.timeout() } else { Some(Duration::ZERO) };
+            inbox.take(&mut self.pending, timeout);
+            if let Some(wanted) = linger.wanted(self.pending.len(), self.bodies.len()) {
+                inbox.linger(&mut self.pending, wanted, linger::LINGER_MAX);
+                linger.lingered(self.pending.len() >= wanted);
+            }
+            linger.took(self.pending.len());
+            if self.step(Some(Duration::ZERO)) {
                 return self.close();
             }
         }
@@ -402,6 +418,7 @@ impl Writer {
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
+        self.engine.tell_time(turn.now);
         self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
             self.apply(&mut turn, op).map_err(|fault| match fault {
@@ -468,6 +485,9 @@ impl Writer {
                 call.answer = Some(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),
+            Op::Explain(call) => call.answer = Some(self.explain(turn, call.request)?),
+            Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
+            Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
             Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
         }
@@ -490,7 +510,7 @@ impl Writer {
         for effect in done.effects.drain(..) {
             match effect {
                 Effect::Start(start) => {
-                    let alive = Alive { generation: start.generation, job: start.job, key: start.key.clone() };
+                    let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
                     self.alive.insert(start.run, alive);
                     if let Some(effects) = &self.effects {
                         effects.start(*start);
@@ -598,6 +618,7 @@ impl Writer {
                 stopped: false,
                 duration: Duration::ZERO,
                 notes: Notes::default(),
+                unused: Vec::new(),
             };
             Op::end(Call::new(end, Admitted::default()).0)
         });

@@ -16,9 +16,10 @@ use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Writer};
 use crate::codec::records::{ErrorRecord, LineRecord, RunRecord, SleepRecord, StateRecord, StepRecord};
 use crate::codec::{self, Corrupted, keys};
-use crate::engine::{Action, Alarm, Event as EngineEvent, Sleeper, refuse};
+use crate::engine::{Action, Alarm, Event as EngineEvent, Keys, Sleeper, refuse};
 use crate::error::Error;
 use crate::event::{EventKind, Payload, What};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{ALARMS_IN_GROUP_MAX, SIGNALS_MAX};
@@ -51,17 +52,23 @@ impl Writer {
 
     /// A step begins to wait, or asks again.
     pub(super) fn step_waits(&mut self, turn: &mut Turn<'_>, asked: &Await) -> Result<Settled, Fault> {
-        let Await { run, generation, index, ref record, stored } = *asked;
+        let Await { run, generation, index, stored, .. } = *asked;
         if self.fenced(run, generation).is_none() {
             return Ok(Settled::Refused);
         }
-        // The end of a run is recorded where that ends.
+        let mut asked = Await { record: asked.record.clone(), ..*asked };
+        // The end of a run is recorded where that ends, and so is which one goes on for it.
         if stored
-            && record.open.as_ref().is_some_and(|open| open.run.is_some())
-            && let Some(outcome) = decided_step(turn, run, index)?
+            && asked.record.open.as_ref().is_some_and(|open| open.run.is_some())
+            && let Some(row) = turn.rows().step(run, index)?
         {
-            return Ok(Settled::Decided(outcome));
+            let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+            match decided_as(&record, output) {
+                Some(outcome) => return Ok(Settled::Decided(outcome)),
+                None => asked.record = record,
+            }
         }
+        let (asked, record) = (&asked, &asked.record);
         if let Some(outcome) = self.come(turn, asked)? {
             self.decide_step(turn, run, index, record.clone(), &outcome)?;
             return Ok(Settled::Decided(outcome));
@@ -91,7 +98,9 @@ impl Writer {
                 Ok(ControlFlow::Break(()))
             })?;
             if let Some((key, row)) = first {
-                turn.stage.delete(Table::Signals, &key[..]);
+                if !self.config.hooks.plants(Bug::SignalKept) {
+                    turn.stage.delete(Table::Signals, &key[..]);
+                }
                 return Ok(Some(Ok(codec::open::<()>(Table::Signals, &key, &row)?.1)));
             }
         }
@@ -147,7 +156,7 @@ impl Writer {
         })
     }
 
-    fn no_longer_awaits(&mut self, turn: &mut Turn<'_>, awaited: RunId, waiter: RunId, index: u32) {
+    pub(super) fn no_longer_awaits(&mut self, turn: &mut Turn<'_>, awaited: RunId, waiter: RunId, index: u32) {
         if self.awaited.remove(&(awaited, waiter, index)) {
             turn.stage.delete(Table::Awaiters, keys::awaiter(awaited, waiter, index));
         }
@@ -216,6 +225,9 @@ impl Writer {
         }
         let mut record = record.clone();
         record.open.get_or_insert_default().run = Some(child);
+        if self.config.hooks.plants(Bug::ChildUnrecorded) {
+            return Ok(Ok(Settled::Open(Box::new(record))));
+        }
         if waits {
             return self.step_waits(turn, &Await { record, stored: false, ..*step }).map(Ok);
         }
@@ -228,16 +240,21 @@ impl Writer {
     /// The nearest run above, itself included, that holds a key which a child that it waits for needs and can't get.
     fn holder_above(&self, turn: &Turn<'_>, run: RunId, child: &NewRun) -> Result<Option<RunId>, Fault> {
         let Some(wanted) = &child.concurrency else { return Ok(None) };
-        let (mut holders, mut limit, mut above) = (Vec::new(), wanted.limit, Some(run));
+        // Of each key that it needs: the nearest holder, how many there are, the least limit.
+        let mut held: Vec<_> = wanted.keys.iter().map(|(key, limit)| (key, None, 0, *limit)).collect();
+        let mut above = Some(run);
         while let Some(run) = above {
             let Some(Loaded { record, .. }) = turn.load(run)? else { break };
-            if record.concurrency_key.as_deref() == Some(&*wanted.key) {
-                holders.push(run);
-                limit = limit.min(record.key_limit);
+            for (key, nearest, count, least) in &mut held {
+                if let Some((_, limit)) = record.keys.iter().find(|(other, _)| other == *key) {
+                    *nearest = nearest.or(Some(run));
+                    *count += 1;
+                    *least = (*least).min(*limit);
+                }
             }
             above = record.parent;
         }
-        Ok(holders.first().copied().filter(|_| holders.len() >= limit as usize))
+        Ok(held.into_iter().find(|(_, _, count, least)| count >= least).and_then(|(_, nearest, ..)| nearest))
     }
 
     /// Keeps a signal until a step takes it.
@@ -299,7 +316,7 @@ impl Writer {
 
     /// Records the end of a run in the steps that wait for it, and wakes their runs.
     pub(super) fn tell_awaiters(&mut self, turn: &mut Turn<'_>, run: RunId, outcome: &Outcome) -> Result<(), Fault> {
-        if self.awaited.is_empty() {
+        if self.awaited.is_empty() || self.config.hooks.plants(Bug::EndUntold) {
             return Ok(());
         }
         let range = (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX);
@@ -354,14 +371,14 @@ impl Writer {
         let record = &body.record;
         // The lease counted a crash that did not come.
         state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
-        let key = record.concurrency_key.clone().map(|key| (key, record.key_limit));
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         let suspended = EventKind::RunSuspended { until: suspension.due };
         turn.tell(&body.subject, What::Kind(Box::new(suspended)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
-        if body.news != Some(suspension.heard) || suspension.due.is_some_and(|due| due <= turn.now) {
+        let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
+        if missed || suspension.due.is_some_and(|due| due <= turn.now) {
             let line = self.woken(turn, run, record, state);
             turn.tell(&body.subject, What::Kind(Box::new(EventKind::RunWoken)));
             self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
@@ -371,7 +388,7 @@ impl Writer {
         turn.put_state(run, state, false);
         let sleep = SleepRecord {
             job: record.job,
-            key,
+            keys: record.keys.clone(),
             generation: state.generation,
             due: suspension.due,
             signals: suspension.signals.iter().map(|name| name.to_string()).collect(),
@@ -380,7 +397,7 @@ impl Writer {
         self.tell_engine(turn, EngineEvent::Suspended(sleeper(run, &sleep)));
     }
 
-    /// Makes a suspended run pending, first in line, its key still held.
+    /// Makes a suspended run pending, first in line, its keys still held.
     pub(super) fn wake(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
         let Some(Loaded { record, mut state, .. }) = turn.load(run)? else { return Ok(()) };
         if state.status != RunStatus::Suspended.to_byte() {
@@ -444,13 +461,7 @@ impl Writer {
 }
 
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
-    Sleeper {
-        run,
-        job: sleep.job,
-        key: sleep.key.as_ref().map(|(key, limit)| (key.as_str().into(), *limit)),
-        generation: sleep.generation,
-        due: sleep.due,
-    }
+    Sleeper { run, job: sleep.job, keys: Keys::of(&sleep.keys), generation: sleep.generation, due: sleep.due }
 }
 
 fn sleep_of(turn: &Turn<'_>, run: RunId) -> Result<Option<SleepRecord>, Fault> {
@@ -460,14 +471,12 @@ fn sleep_of(turn: &Turn<'_>, run: RunId) -> Result<Option<SleepRecord>, Fault> {
 }
 
 /// The outcome of a step, if it has one.
-fn decided_step(turn: &Turn<'_>, run: RunId, index: u32) -> Result<Option<Outcome>, Fault> {
-    let Some(row) = turn.rows().step(run, index)? else { return Ok(None) };
-    let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-    Ok(match (record.open, record.error) {
+fn decided_as(record: &StepRecord, output: Bytes) -> Option<Outcome> {
+    match (&record.open, &record.error) {
         (Some(_), _) => None,
-        (None, Some(error)) => Some(Err(Box::new(error))),
+        (None, Some(error)) => Some(Err(Box::new(error.clone()))),
         (None, None) => Some(Ok(output)),
-    })
+    }
 }
 
 /// A waiting step's record with its outcome: the record, its payload, what is told of it.
