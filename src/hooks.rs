@@ -6,6 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "testing")]
+use crate::testing::Rig;
+
 /// Declares an enum of plain names together with the list of all of them, so that a harness can't pass over one.
 macro_rules! listed {
     ($(#[$attribute:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
@@ -192,6 +195,8 @@ pub(crate) struct Hooks {
     sleep: Option<Arc<dyn Fn(Duration) + Send + Sync>>,
     #[cfg(feature = "testing")]
     fold: Option<(usize, usize)>,
+    #[cfg(feature = "testing")]
+    rig: Option<Arc<Rig>>,
 }
 
 impl Hooks {
@@ -199,8 +204,9 @@ impl Hooks {
     #[inline]
     pub(crate) fn pass(&self, point: Failpoint) {
         #[cfg(feature = "testing")]
-        if let Some(at) = &self.at_failpoint {
-            at(point);
+        {
+            self.at_failpoint.iter().for_each(|at| at(point));
+            self.rig.iter().for_each(|rig| rig.pass(point));
         }
         #[cfg(not(feature = "testing"))]
         let _ = point;
@@ -233,6 +239,39 @@ impl Hooks {
         None
     }
 
+    /// Whether the world has ended, and nothing that happens counts any more.
+    #[inline]
+    pub(crate) fn is_dead(&self) -> bool {
+        #[cfg(feature = "testing")]
+        return self.rig.as_ref().is_some_and(|rig| rig.is_dead());
+        #[cfg(not(feature = "testing"))]
+        false
+    }
+
+    /// Whether a test brings about what is due.
+    #[inline]
+    pub(crate) fn drives_time(&self) -> bool {
+        #[cfg(feature = "testing")]
+        return self.rig.is_some();
+        #[cfg(not(feature = "testing"))]
+        false
+    }
+
+    /// How soon what a body waits for must be due for it to stay in memory: never, where a test moves time.
+    #[inline]
+    pub(crate) fn suspend_after(&self, otherwise: Duration) -> Duration {
+        if self.drives_time() { Duration::ZERO } else { otherwise }
+    }
+
+    /// A step is called that has not been replayed.
+    #[inline]
+    pub(crate) fn step_begins(&self, job: &str, step: &str) {
+        #[cfg(feature = "testing")]
+        self.rig.iter().for_each(|rig| rig.step_begins(job, step));
+        #[cfg(not(feature = "testing"))]
+        let _ = (job, step);
+    }
+
     /// Whether a defect is planted.
     #[inline]
     pub(crate) fn plants(&self, bug: Bug) -> bool {
@@ -248,6 +287,14 @@ impl Hooks {
 
 #[cfg(feature = "testing")]
 impl Hooks {
+    pub(crate) fn set_rig(&mut self, rig: Arc<Rig>) {
+        self.rig = Some(rig);
+    }
+
+    pub(crate) fn rig(&self) -> Option<&Arc<Rig>> {
+        self.rig.as_ref()
+    }
+
     pub(crate) fn set_bug(&mut self, bug: Bug) {
         self.bug = Some(bug);
     }

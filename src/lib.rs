@@ -35,7 +35,7 @@
 //! # Features
 //!
 //! - `validate` (default): constraints of JSON Schemas are checked when triggering and completing. Without it only types are.
-//! - `testing`: the module `testing`, for tests. Never turn it on in what is shipped.
+//! - `testing`: the module `testing`, a test kit, for dev-dependencies. Never turn it on in what is shipped.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -82,7 +82,7 @@ pub use step::{
 };
 pub use store::compact::Compaction;
 pub use store::verify::{Problem, Verification, verify};
-pub use time::{Clock, SystemClock, Timestamp};
+pub use time::{Clock, SystemClock, Timer, Timestamp};
 pub use tokio_util::sync::CancellationToken;
 pub use trigger::{
     Disposition, Finished, JsonTrigger, OnConflict, StepCall, Trigger, TriggerAndWait, TriggerCall, WaitForRun,

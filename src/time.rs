@@ -1,6 +1,8 @@
 //! The one clock that everything asks, and the timestamps it gives.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -74,15 +76,23 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 
 /// Where all time comes from.
 ///
-/// The default is [`SystemClock`]; tests give the builder one that they move by hand. Waiting uses tokio's timers, which
-/// a test pauses in tokio's own way.
+/// The default is [`SystemClock`]; tests give the builder one that they move by hand.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// The wall clock: what is stored.
     fn now(&self) -> Timestamp;
 
     /// Time that never goes back, from any fixed start: what ages are measured with.
     fn monotonic(&self) -> Duration;
+
+    /// Resolves once this much time has passed: what bodies and steps wait in memory with. The default is tokio's timer; where
+    /// time is moved by hand, it follows the hand.
+    fn sleep(&self, duration: Duration) -> Timer {
+        Box::pin(tokio::time::sleep(duration))
+    }
 }
+
+/// What [`Clock::sleep`] gives.
+pub type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The system's own clocks.
 #[derive(Debug, Clone)]

@@ -14,7 +14,8 @@ const PARTS: &[(&str, May)] = &[
     ("limits.rs", May::Only(&[])),
     ("time.rs", May::Only(&[])),
     ("id.rs", May::Only(&["time"])),
-    ("hooks.rs", May::Only(&[])),
+    // What a test has put in place, with the feature `testing`.
+    ("hooks.rs", May::Only(&["testing::Rig"])),
     ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),
     // Pure: it decides over ids and statuses.
     ("engine/", May::Only(&["id", "limits", "run::RunStatus", "time::Timestamp"])),
@@ -34,7 +35,7 @@ const PARTS: &[(&str, May)] = &[
 
 /// Another crate, or part of one, and the only files that may name it.
 const CRATES: &[(&str, &[&str])] = &[
-    ("redb", &["store/", "testing.rs"]),
+    ("redb", &["store/", "testing/suites/"]),
     ("rustix", &["store/"]),
     ("std::fs", &["store/"]),
     ("std::thread", &["hooks.rs", "store/", "step/blocking.rs"]),

@@ -226,6 +226,30 @@ impl Bodies {
         self.table().keys.contains_key(key)
     }
 
+    /// How far the bodies are from doing nothing: how many there are, and whether one waits for something outside. `None`: at
+    /// least one has something to do.
+    #[cfg(feature = "testing")]
+    pub(crate) fn at_rest(&self) -> Option<(usize, bool)> {
+        let (mut count, mut outside) = (0, false);
+        for entry in self.table().entries.values() {
+            let execution = entry.execution.as_ref().filter(|_| entry.phase == Phase::Running)?;
+            if !execution.motion.is_at_rest() {
+                return None;
+            }
+            count += 1;
+            outside |= execution.waits_outside();
+        }
+        Some((count, outside))
+    }
+
+    /// Whether every body that had begun is dropped, as after a kill.
+    #[cfg(feature = "testing")]
+    pub(crate) fn are_dropped(&self) -> bool {
+        let table = self.table();
+        let mut begun = table.entries.values().filter_map(|entry| entry.execution.as_ref());
+        begun.all(|execution| execution.motion.is_dropped())
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

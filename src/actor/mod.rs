@@ -150,6 +150,9 @@ impl Effects for Dispatch {
     }
 
     fn answer(&self, ops: &mut Vec<Op>) {
+        if self.core.upgrade().is_some_and(|core| core.config.hooks.drives_time()) {
+            return;
+        }
         self.relay.answer(ops);
     }
 }

@@ -7,14 +7,12 @@ use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr, SupervisionEvent};
 use serde_json::Value;
-use tokio::time::Sleep;
 use tracing::Instrument;
 
 use super::body_gone;
@@ -28,6 +26,7 @@ use crate::step::signals::Signal;
 use crate::step::{Step, current};
 use crate::store::op::{Admitted, Continuation, End, NotesOf, Op, Outcome};
 use crate::store::writer::Start;
+use crate::time::Timer;
 use crate::trigger::labels::within;
 
 /// A body that only waits is suspended when it has been polled so many times more without doing anything else.
@@ -187,7 +186,7 @@ async fn supervise(
     mut body: BodyFuture,
 ) -> Option<Outcome> {
     let start = &execution.start;
-    let (mut waker, mut grace, mut flush): (_, Timer, Timer) = (None, None, None);
+    let (mut waker, mut grace, mut flush): (_, Option<Timer>, Option<Timer>) = (None, None, None);
     let mut idle = 0;
     let outcome = poll_fn(|cx| {
         execution.signals.leave(cx.waker(), &mut waker);
@@ -213,7 +212,7 @@ async fn supervise(
             Err(panic) => return Poll::Ready(conclude(core, execution, definition, Err(panicked(&*panic)))),
         }
         if raised.has(Signal::Cancelled) && grace.is_none() {
-            grace = Some(Box::pin(tokio::time::sleep(core.config.cancel_grace)));
+            grace = Some(core.config.clock.sleep(core.config.cancel_grace));
         }
         if is_due(&mut grace, cx) {
             return Poll::Ready(None);
@@ -236,6 +235,8 @@ async fn supervise(
         }
         Poll::Pending
     });
+    #[cfg(feature = "testing")]
+    let outcome = crate::testing::watched(core.config.hooks.rig(), &execution.motion, outcome);
     let outcome = outcome.await;
     execution.set_over();
     // Dropping user code may panic as well as running it.
@@ -313,9 +314,7 @@ fn flush_notes(execution: &Execution) {
     }
 }
 
-type Timer = Option<Pin<Box<Sleep>>>;
-
-fn is_due(timer: &mut Timer, cx: &mut Context<'_>) -> bool {
+fn is_due(timer: &mut Option<Timer>, cx: &mut Context<'_>) -> bool {
     timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
 }
 

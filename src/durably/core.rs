@@ -80,6 +80,9 @@ impl Core {
     pub(super) async fn begin(self: &Arc<Self>) -> Result<(), Error> {
         actor::start(self).await?;
         self.store.connect(Arc::new(Dispatch::new(self)))?;
+        if self.config.hooks.drives_time() {
+            return Ok(());
+        }
         if self.store.idle_for().is_some() {
             tokio::spawn(keep_time(Arc::downgrade(self)));
         }
@@ -354,7 +357,7 @@ impl Core {
     }
 
     /// Ends without ceremony: what executes is found as crashed by the next open.
-    pub(super) fn crash(&self) {
+    pub(crate) fn crash(&self) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -25,6 +25,8 @@ pub use error::{ErrorKind, JobError, JobResult};
 pub use handle::JobHandle;
 pub use rate::RateLimit;
 pub use register::Register;
+#[cfg(feature = "testing")]
+pub(crate) use register::register_again;
 pub(crate) use register::{Registry, register};
 
 use crate::error::Error;

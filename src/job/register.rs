@@ -100,6 +100,11 @@ impl Registry {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn all(&self) -> Vec<Arc<Definition>> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// Takes all of them up or none.
     fn add(&self, definitions: &[Erased]) -> Result<(), Error> {
         let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,12 +126,23 @@ impl Registry {
 pub(crate) fn register<R: Register>(core: &Arc<Core>, jobs: R) -> Result<R::Handles, Error> {
     let mut definitions = Vec::new();
     jobs.definitions(&mut definitions);
-    core.registry.add(&definitions)?;
+    add(core, &definitions)?;
+    Ok(jobs.handles(&mut Maker(core.clone())))
+}
+
+/// Registers what another runtime had registered.
+#[cfg(feature = "testing")]
+pub(crate) fn register_again(core: &Arc<Core>, definitions: Vec<Arc<Definition>>) -> Result<(), Error> {
+    add(core, &definitions.into_iter().map(Erased).collect::<Vec<_>>())
+}
+
+fn add(core: &Core, definitions: &[Erased]) -> Result<(), Error> {
+    core.registry.add(definitions)?;
     let specs: Vec<JobSpec> = definitions
         .iter()
         .map(|Erased(definition)| JobSpec { name: definition.name.clone(), terms: definition.terms() })
         .collect();
     // Nobody waits for the commit: the writer has this before any trigger of the jobs.
     drop(core.store.submit(Op::Register, specs, Admitted::default()));
-    Ok(jobs.handles(&mut Maker(core.clone())))
+    Ok(())
 }

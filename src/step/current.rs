@@ -41,6 +41,16 @@ pub(crate) fn run() -> Option<RunId> {
     CURRENT.with(|current| current.borrow().as_ref().map(|scope| scope.run))
 }
 
+/// The run and the step whose body is being polled.
+#[cfg(feature = "testing")]
+pub(crate) fn run_and_step() -> Option<(RunId, String)> {
+    CURRENT.with(|current| {
+        let current = current.borrow();
+        let scope = current.as_ref()?;
+        Some((scope.run, scope.step.as_ref()?.to_string()))
+    })
+}
+
 /// The step of this execution whose body is being polled.
 pub(crate) fn step(run: RunId, generation: Generation) -> Option<Arc<str>> {
     CURRENT.with(|current| {

@@ -67,6 +67,9 @@ pub(crate) struct Execution {
     over: AtomicBool,
     /// Held by whatever may still run code of this body.
     alive: Mutex<Option<Arc<Alive>>>,
+    /// Whether it has something to do, where a test asks for that.
+    #[cfg(feature = "testing")]
+    pub(crate) motion: Arc<crate::testing::Motion>,
 }
 
 /// Says when the last code of a body is really gone.
@@ -172,6 +175,8 @@ impl Execution {
             version: AtomicU32::new(0),
             over: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
+            #[cfg(feature = "testing")]
+            motion: Arc::default(),
         })
     }
 
@@ -222,11 +227,18 @@ impl Execution {
             return None;
         }
         let due = steps.parked.values().filter_map(|parked| parked.open.due).min();
-        if due.is_some_and(|due| due.since(self.now()) <= SUSPEND_AFTER) {
+        if due.is_some_and(|due| due.since(self.now()) <= self.means.hooks.suspend_after(SUSPEND_AFTER)) {
             return None;
         }
         let names: BTreeSet<&str> = steps.parked.values().filter_map(|parked| parked.open.signal.as_deref()).collect();
         Some(Suspension { due, signals: names.into_iter().map(Into::into).collect(), heard: steps.heard })
+    }
+
+    /// Whether it waits for something that is neither time nor told by the runtime.
+    #[cfg(feature = "testing")]
+    pub(crate) fn waits_outside(&self) -> bool {
+        let (busy, delayed) = (self.busy.load(Ordering::SeqCst), self.motion.delayed());
+        busy > delayed || (delayed == 0 && self.parked.load(Ordering::SeqCst) == 0)
     }
 
     /// Steps on disk that this execution has not asked for, by index.

@@ -443,6 +443,23 @@ impl fmt::Debug for StepCx {
 }
 
 impl StepCx {
+    #[cfg(feature = "testing")]
+    pub(crate) fn motion(&self) -> &Arc<crate::testing::Motion> {
+        &self.execution.motion
+    }
+
+    /// What a test is told of it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn call(&self) -> crate::testing::StepCallInfo {
+        let subject = &self.execution.start.subject;
+        crate::testing::StepCallInfo {
+            job: subject.job_name.to_string(),
+            run: subject.run,
+            step: self.key.to_string(),
+            attempt: self.attempt,
+        }
+    }
+
     /// Which try of the step this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt

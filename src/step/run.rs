@@ -15,7 +15,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio::time::Sleep;
 use tracing::Span;
 
 use super::execution::{Execution, Known, Ticket};
@@ -29,7 +28,7 @@ use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema, upcast};
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
-use crate::time::Timestamp;
+use crate::time::{Timer, Timestamp};
 
 pub(super) type BodyFuture<'a, T> = Pin<Box<dyn Future<Output = JobResult<T>> + Send + 'a>>;
 pub(super) type Body<'a, T> = Box<dyn FnMut(StepCx) -> BodyFuture<'a, T> + Send + 'a>;
@@ -218,21 +217,21 @@ pub(super) fn span_of(ticket: &Ticket) -> Span {
 /// One try of a step's body, inside its scope and its timeout.
 struct Try<'a, T> {
     body: BodyFuture<'a, T>,
-    timer: Option<(Pin<Box<Sleep>>, Duration)>,
+    timer: Option<(Timer, Duration)>,
     started_at: Timestamp,
     began: Duration,
     ticket: Ticket,
 }
 
-impl<'a, T: Serialize + DeserializeOwned> Try<'a, T> {
+impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Try<'a, T> {
     fn begin(ticket: Ticket, mut body: Body<'a, T>, timeout: Option<Duration>) -> State<'a, T> {
         let execution = &ticket.execution;
         let (step, index) = (&ticket.key, ticket.index);
         execution.tell(|| EventKind::StepStarted { step: step.clone(), index });
         let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: 1 };
         State::Tried(Try {
-            body: body(cx),
-            timer: timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout)),
+            body: call(&mut body, cx),
+            timer: timeout.map(|timeout| (execution.means.clock.sleep(timeout), timeout)),
             started_at: execution.now(),
             began: execution.means.clock.monotonic(),
             ticket,
@@ -284,6 +283,15 @@ impl<'a, T: Serialize + DeserializeOwned> Try<'a, T> {
             }
         }
     }
+}
+
+/// Calls a step's body, unless a test puts something in its place.
+fn call<'a, T: DeserializeOwned + Send + 'a>(body: &mut Body<'a, T>, cx: StepCx) -> BodyFuture<'a, T> {
+    #[cfg(feature = "testing")]
+    if let Some(rig) = cx.execution.means.hooks.rig() {
+        return crate::testing::staged(rig.clone(), cx, body);
+    }
+    body(cx)
 }
 
 /// What came out of a step, as the body gets it and as it is stored.
@@ -432,6 +440,9 @@ pub(super) fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> J
 fn poll_recorded(ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Option<StepTold>> {
     let Some(handed) = &mut ticket.handed else { return Poll::Ready(None) };
     let accepted = ready!(handed.pending.poll(cx));
+    if ticket.execution.means.hooks.is_dead() {
+        return Poll::Pending;
+    }
     let handed = ticket.handed.take();
     Poll::Ready(match (accepted, handed) {
         (Ok(Accepted::Recorded), Some(handed)) => Some(handed.told),

@@ -137,6 +137,7 @@ fn begin<'a, T: DeserializeOwned + Send + 'a>(ticket: Ticket, wanted: Wanted, sp
         execution.stuck();
         return Box::pin(never());
     }
+    execution.means.hooks.step_begins(&execution.start.subject.job_name, &ticket.key);
     if ticket.is_other_kind(wanted.kind) {
         return Box::pin(never());
     }
@@ -178,6 +179,9 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
             }
             Some(Err(error)) => Err(error),
         };
+        if execution.means.hooks.is_dead() {
+            return never().await;
+        }
         match answer {
             Ok(Settled::Decided(outcome)) => return conclude(ticket, wanted.kind, outcome).await,
             Ok(Settled::Open(open)) => (record, stored) = (*open, true),
@@ -220,7 +224,7 @@ async fn park(ticket: &mut Ticket, open: WaitRecord, signals: u64) {
     loop {
         // The wall clock may be set while this waits by another one, so it is looked at again from time to time.
         let left = open.due.map(|due| due.since(clock.now()));
-        let mut timer = left.map(|left| Box::pin(tokio::time::sleep(left.min(ALARM_RECHECK))));
+        let mut timer = left.map(|left| clock.sleep(left.min(ALARM_RECHECK)));
         let told = poll_fn(|cx| {
             if ticket.park(&open, signals, cx.waker()) {
                 return Poll::Ready(true);

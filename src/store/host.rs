@@ -20,6 +20,12 @@ pub(super) trait Host: Send + Sync {
         None
     }
 
+    /// How long until something is due, and how many bodies there are, of a writer without a thread.
+    #[cfg(feature = "testing")]
+    fn outlook(&self) -> (Option<Duration>, usize) {
+        (None, 0)
+    }
+
     /// Hands an operation over; gives it back once the writer has ended.
     #[must_use]
     fn submit(&self, op: Op) -> Option<Op>;
@@ -82,19 +88,31 @@ impl Inline {
         Inline { writer: Mutex::new(Some(writer)), inbox, changed: Arc::default() }
     }
 
+    /// Looks at the writer, and does what was handed over meanwhile.
+    fn look<T>(&self, look: impl FnOnce(&Writer) -> T) -> Option<T> {
+        let seen = self.writer.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look);
+        self.work();
+        seen
+    }
+
     fn work(&self) {
-        // Held already: whoever holds it takes up what was pushed before it lets go.
-        let mut held = match self.writer.try_lock() {
-            Ok(held) => held,
-            Err(TryLockError::Poisoned(held)) => held.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        if let Some(writer) = held.as_mut() {
+        loop {
+            // Held already: whoever holds it takes up what was pushed, before it lets go or right after.
+            let mut held = match self.writer.try_lock() {
+                Ok(held) => held,
+                Err(TryLockError::Poisoned(held)) => held.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let Some(writer) = held.as_mut() else { return };
             while writer.has_pending() || !self.inbox.is_empty() {
                 if writer.step(Some(Duration::ZERO)) {
                     held.take().into_iter().for_each(Writer::close);
-                    break;
+                    return;
                 }
+            }
+            drop(held);
+            if self.inbox.is_empty() {
+                return;
             }
         }
     }
@@ -123,8 +141,12 @@ impl Host for Inline {
     }
 
     fn idle_for(&self) -> Option<Idle> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let timeout = writer.as_ref()?.timeout();
+        let timeout = self.look(Writer::timeout)?;
         Some(Idle { timeout, changed: self.changed.clone() })
+    }
+
+    #[cfg(feature = "testing")]
+    fn outlook(&self) -> (Option<Duration>, usize) {
+        self.look(Writer::outlook).unwrap_or((None, 0))
     }
 }

@@ -291,6 +291,12 @@ impl Store {
         self.inner.host.idle_for()
     }
 
+    /// How long until something is due, and how many bodies there are, of a writer without a thread.
+    #[cfg(feature = "testing")]
+    pub(crate) fn outlook(&self) -> (Option<Duration>, usize) {
+        self.inner.host.outlook()
+    }
+
     /// Hands over an operation; after the end, it is answered with [`Error::ShutDown`].
     pub(crate) fn send(&self, op: Op) {
         if let Some(op) = self.inner.host.submit(op) {

@@ -49,10 +49,12 @@ async fn a_signal_survives_a_restart_and_wakes_a_run_that_sleeps_in_the_file() {
     within(async {
         let file = TempFile::new();
         let id = {
-            let durably = file.open().await;
+            let durably = file.open_paused().await;
             let mut events = durably.events();
             let run = durably.register(taker("job")).unwrap().trigger(2).await.unwrap();
+            // Before it starts, so that it is suspended once only.
             durably.signal(run.id(), "go", "a").await.unwrap();
+            durably.start().await.unwrap();
             suspended(&durably, &mut events, run.id()).await;
             run.id()
         };

@@ -1,6 +1,6 @@
 //! What the suites are worth: each planted defect is found, in no more cases than the tier `ci` has.
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 
 use crate::suites::suite::{Plan, Suite, Until};
 use crate::suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, saga, shutdown, simulation};

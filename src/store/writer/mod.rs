@@ -346,6 +346,14 @@ impl Writer {
         tick.into_iter().chain(fold).chain(alarm).min()
     }
 
+    /// How long until something is due, and how many bodies there are.
+    #[cfg(feature = "testing")]
+    pub(super) fn outlook(&self) -> (Option<Duration>, usize) {
+        let tick = self.engine.deadline().map(|at| at.saturating_sub(self.clock.monotonic()));
+        let alarm = self.engine.next_alarm().map(|at| at.since(self.clock.now()));
+        (tick.into_iter().chain(alarm).min(), self.engine.bodies())
+    }
+
     /// Applies a group, commits it, publishes it; again after an outage, until it is decided. Breaks where the file stays
     /// away and the writer is to end.
     fn turn(&mut self, mut ops: Vec<Op>) -> ControlFlow<()> {

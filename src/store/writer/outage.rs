@@ -77,7 +77,8 @@ impl Writer {
         }
         outage.tries += 1;
         let held = outage.began.map_or(Duration::ZERO, |began| self.clock.monotonic().saturating_sub(began));
-        if held < HOLD {
+        let dead = self.config.hooks.is_dead();
+        if held < HOLD && !dead {
             return ControlFlow::Continue(());
         }
         release(ops, || Error::Indeterminate);
@@ -86,7 +87,7 @@ impl Writer {
         let mut waiting = Vec::from(std::mem::take(&mut self.pending));
         release(&mut waiting, || Error::Overloaded { waited: held });
         self.pending = waiting.into();
-        if self.is_closing() {
+        if dead || self.is_closing() {
             outage.given_up = true;
             return ControlFlow::Break(());
         }

@@ -1,7 +1,7 @@
 //! Filters: limits, offset, labels.
 #![no_main]
 
-use durably::testing::fuzz;
+use durably::testing::suites::fuzz;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,7 +1,7 @@
 //! JSON text as the input of a trigger.
 #![no_main]
 
-use durably::testing::fuzz;
+use durably::testing::suites::fuzz;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

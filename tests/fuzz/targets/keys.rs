@@ -1,7 +1,7 @@
 //! Keys of two sets of parts: their order, and what they read back as.
 #![no_main]
 
-use durably::testing::fuzz;
+use durably::testing::suites::fuzz;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

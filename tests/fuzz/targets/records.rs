@@ -1,7 +1,7 @@
 //! Records of every table, as they are and under a checksum that fits.
 #![no_main]
 
-use durably::testing::fuzz;
+use durably::testing::suites::fuzz;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use durably::testing::{Bug, fuzz};
+use durably::testing::suites::{Bug, fuzz};
 use durably::{Durably, Error, Job, Step};
 use serde_json::{Map, Value, json};
 

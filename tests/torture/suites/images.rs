@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use durably::testing::{Bug, Disk, verify_on};
+use durably::testing::suites::{Bug, Disk, verify_on};
 use durably::{Durably, Error};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use rustix::process::Resource;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use durably::limits::{EVENT_BUFFER_BYTES, UNACKED_BYTES_MAX};
-use durably::testing::Disk;
+use durably::testing::suites::Disk;
 use durably::{Durably, Error, Job, RunFilter, RunHandle, RunId, Step};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{Durably, ErrorKind, Job, Run, RunFilter, RunStatus, Step};
 use rustix::process::{Resource, Signal};
 use serde::{Deserialize, Serialize};

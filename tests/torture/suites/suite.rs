@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 
 /// What a suite is to do.
 #[derive(Debug, Clone)]

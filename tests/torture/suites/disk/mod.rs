@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use durably::Clock;
-use durably::testing::Disk;
+use durably::testing::suites::Disk;
 use tokio::sync::Notify;
 
 use super::clock::SimClock;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{
     Builder, Clock, Durably, Error, Job, JobHandle, JobResult, RunHandle, RunId, Step, SystemClock, Timestamp,
 };

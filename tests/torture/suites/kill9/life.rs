@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{RunId, Trigger};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{Run, RunFilter};
 use rustix::process::Signal;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 use durably::{Clock, Durably, Error, Events, Job, JobHandle, Received, RunId, Step};
 use futures::FutureExt;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 use durably::{Durably, Error};
 
 use crate::suites::disk::SimDisk;

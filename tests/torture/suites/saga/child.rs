@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{Builder, Durably, Error, Job, JobHandle, JobResult, RunFilter, RunId, Step, Timestamp};
 use rustix::process::Signal;
 use schemars::JsonSchema;

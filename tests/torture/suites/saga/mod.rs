@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use durably::testing::Failpoint;
+use durably::testing::suites::Failpoint;
 use durably::{RunFilter, RunId, verify};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};

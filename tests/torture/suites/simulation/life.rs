@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use durably::testing::Bug;
+use durably::testing::suites::Bug;
 use durably::{Clock, Durably, Error, Job, Received, RunFilter, RunStatus, Step, StepRetention};
 
 use super::client::Client;

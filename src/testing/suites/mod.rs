@@ -1,6 +1,6 @@
-//! For tests of this library and over it: a disk of one's own, crash points, and defects planted on purpose.
+//! For this library's own suites: a disk of one's own, crash points, and defects planted on purpose.
 //!
-//! Never part of a default build. What is here may change with any version.
+//! What is here may change with any version.
 
 use std::fmt::Debug;
 use std::io;

@@ -1,0 +1,5 @@
+//! The test kit, used as its users use it.
+
+mod crash;
+mod support;
+mod time;
