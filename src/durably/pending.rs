@@ -83,7 +83,7 @@ impl Core {
             let (steps, next) = self.store.outputs(run.run, index, wanted).await?;
             for step in steps {
                 let expected = definition.expectations.iter().filter(|expected| expected.is_about(&step.key));
-                let read = guarded(|| expected.map(|of| of.check(step.version, &step.output)).collect());
+                let read = guarded(|| expected.try_for_each(|of| of.check(step.version, &step.output)));
                 found.note(run, Some(step.key), step.version, &step.output, read);
             }
             from = next;
