@@ -82,7 +82,7 @@ impl Core {
             let wanted = move |key: &str| of.expectations.iter().any(|expected| expected.is_about(key));
             let (steps, next) = self.store.outputs(run.run, index, wanted).await?;
             for step in steps {
-                let expected = definition.expectations.iter().filter(|expected| expected.is_about(&step.key));
+                let mut expected = definition.expectations.iter().filter(|expected| expected.is_about(&step.key));
                 let read = guarded(|| expected.try_for_each(|of| of.check(step.version, &step.output)));
                 found.note(run, Some(step.key), step.version, &step.output, read);
             }
