@@ -65,10 +65,10 @@ pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats}
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register, Retry};
 pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
-    StepStatus, WaitingFor,
+    StepStatus, Try, WaitingFor,
 };
 pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};

@@ -118,6 +118,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
     let Some(definition) = core.registry.get(&start.subject.job_name) else {
         return Err(Outcome::Blocked("no code for its job is registered".into()));
     };
+    execution.set_retry(&definition.retry);
     let mut loaded = !start.replay;
     while !loaded {
         match core.store.replay(start.run).await {

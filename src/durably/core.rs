@@ -125,6 +125,7 @@ impl Core {
     ) -> Result<NewRun, Error> {
         let definition = self.registry.get(job).ok_or_else(|| Error::JobNotFound { name: job.to_owned() })?;
         let input = definition.admit(input)?;
+        let options = Options { deadline: options.deadline.or(definition.deadline), ..options };
         options.build(definition.name.clone(), input, self.config.payload_bytes_max, from)
     }
 
@@ -153,9 +154,10 @@ impl Core {
         if refuse(Action::Retrigger, old.status) {
             return Err(Error::Conflict { action: "retrigger", run, status: old.status });
         }
-        let limit = self.store.rowset(run).await?.record.key_limit;
+        let record = self.store.rowset(run).await?.record;
         let options = Options {
-            limit: old.concurrency_key.as_ref().map(|_| limit),
+            limit: old.concurrency_key.as_ref().map(|_| record.key_limit),
+            deadline: record.deadline.map(|at| at.since(record.created_at)),
             concurrency_key: old.concurrency_key,
             labels: old.labels.into_iter().collect(),
             ..Options::default()

@@ -6,11 +6,12 @@
 //!
 //! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), the runs that wait for
 //! something ([`sleep`]), probation ([`probation`]) and the waits between bodies ([`waits`]); [`transition`] says what may be
-//! done to a run in which status.
+//! done to a run in which status, [`retry`] when a step is tried again.
 
 mod job;
 mod key;
 mod probation;
+mod retry;
 mod sleep;
 mod transition;
 mod waits;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use retry::{Backoff, JITTER_MAX};
 pub(crate) use sleep::{Alarm, Sleeper};
 pub(crate) use transition::{Action, Recovered, recover, refuse};
 pub(crate) use waits::Awaited;
@@ -362,15 +364,6 @@ impl Engine {
             self.validate();
         }
         Some((run, alarm))
-    }
-
-    /// A run that is asleep, or will be once its body is gone.
-    pub(crate) fn sleeper(&self, run: RunId) -> Option<&Sleeper> {
-        match self.executing.get(&run).and_then(|executing| executing.next.as_ref()) {
-            Some(Next::Sleep(sleeper)) => Some(sleeper),
-            Some(Next::Queue(_)) => None,
-            None => self.sleepers.get(run),
-        }
     }
 
     fn line(&mut self, job: JobNumber) -> &mut Line {

@@ -1,5 +1,7 @@
 //! The engine as tables of cases: events in, the whole list of claims out. And against a model that is too simple to be wrong.
 
+mod sleeping;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,8 +18,10 @@ enum Line {
     Starts(&'static [u128]),
     /// Seconds go by.
     Secs(u64),
+    /// The wall clock says this, in seconds: all alarms that are due now, in order.
+    Rings(u64, Vec<(u128, Alarm)>),
 }
-use Line::{On, Secs, Starts};
+use Line::{On, Rings, Secs, Starts};
 
 fn id(n: u128) -> RunId {
     RunId::numbered(n)
@@ -98,6 +102,11 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
             Secs(secs) => {
                 now += Duration::from_secs(secs);
                 engine.apply(Event::Tick, now);
+            }
+            Rings(secs, expected) => {
+                let wall = Timestamp::from_millis(secs * 1_000);
+                let rung: Vec<_> = std::iter::from_fn(|| engine.ring(wall)).map(|(run, alarm)| (number(run), alarm)).collect();
+                assert_eq!(rung, expected, "line {at}");
             }
         }
     }
@@ -767,6 +776,9 @@ struct Model {
     limits: BTreeMap<JobNumber, usize>,
     pending: Vec<Queued>,
     executing: Vec<Body>,
+    /// Suspended runs, with when they are woken.
+    asleep: Vec<(Queued, Option<Timestamp>)>,
+    delayed: Vec<Queued>,
     /// Runs that are over and could be resumed.
     over: Vec<Queued>,
 }
@@ -777,7 +789,22 @@ struct Body {
     ended: bool,
     checkpointed: bool,
     started: Duration,
-    next: Option<Queued>,
+    next: Option<Then>,
+}
+
+/// What becomes of a run once its body has stopped.
+#[derive(Debug, Clone)]
+enum Then {
+    Queue(Queued),
+    Sleep(Queued, Option<Timestamp>),
+}
+
+impl Then {
+    fn run(&self) -> &Queued {
+        match self {
+            Then::Queue(run) | Then::Sleep(run, _) => run,
+        }
+    }
 }
 
 impl Body {
@@ -796,16 +823,19 @@ impl Model {
     fn may_start(&self, run: &Queued) -> bool {
         let of_job = self.executing.iter().filter(|body| body.queued.job == run.job).count();
         let limit = self.limits.get(&run.job).copied().unwrap_or(0);
-        let key = run.key.as_ref().is_none_or(|(name, limit)| {
-            let holders: Vec<u32> = self
-                .executing
-                .iter()
-                .filter_map(|body| body.queued.key.as_ref())
+        let key = run.holds || run.key.as_ref().is_none_or(|(name, limit)| {
+            let executing = self.executing.iter().map(|body| &body.queued);
+            let woken = self.pending.iter().filter(|other| other.holds);
+            let holders: Vec<u32> = executing
+                .chain(woken)
+                .chain(self.asleep.iter().map(|(run, _)| run))
+                .filter_map(|holder| holder.key.as_ref())
                 .filter(|key| key.0 == *name)
                 .map(|key| key.1)
                 .collect();
             let least = holders.iter().copied().fold(*limit, u32::min);
-            let first = self.pending.iter().filter(|other| key_of(other) == Some(name)).map(|other| other.place).min();
+            let waiting = self.pending.iter().filter(|other| key_of(other) == Some(name) && !other.holds);
+            let first = waiting.map(|other| other.place).min();
             holders.len() < least as usize && first == Some(run.place)
         });
         !self.paused && self.executing.len() < self.slots && of_job < limit && key
@@ -820,6 +850,7 @@ impl Model {
         let mut queued = self.pending.remove(at);
         queued.generation += 1;
         queued.crashes += 1;
+        queued.holds = false;
         let claim = Claim { run, generation: queued.generation, crashes: queued.crashes, key: queued.key.clone() };
         self.executing.push(Body { queued, ended: false, checkpointed: false, started: now, next: None });
         claim
@@ -844,6 +875,11 @@ enum Act {
     HandBack(usize),
     Stop(usize),
     Resume(usize),
+    Suspend(usize, Option<u64>),
+    Wake(usize),
+    Delay { job: JobNumber, key: Option<(u8, u32)>, secs: u64 },
+    /// The wall clock says this, in seconds.
+    Wall(u64),
     Pause(bool),
     Secs(u64),
     Claim,
@@ -863,6 +899,10 @@ fn acts(crashes: u32) -> impl Strategy<Value = Vec<Act>> {
         1 => any::<usize>().prop_map(Act::HandBack),
         5 => any::<usize>().prop_map(Act::Stop),
         2 => any::<usize>().prop_map(Act::Resume),
+        3 => (any::<usize>(), proptest::option::of(0..100u64)).prop_map(|(n, due)| Act::Suspend(n, due)),
+        3 => any::<usize>().prop_map(Act::Wake),
+        1 => (job(), key(), 0..100u64).prop_map(|(job, key, secs)| Act::Delay { job, key, secs }),
+        2 => (0..100u64).prop_map(Act::Wall),
         1 => any::<bool>().prop_map(Act::Pause),
         1 => (1..40u64).prop_map(Act::Secs),
         6 => Just(Act::Claim),
@@ -896,17 +936,51 @@ impl Pair {
     fn queue(&mut self, queued: Queued) {
         self.tell(Event::Queued(queued.clone()));
         match self.model.executing.iter_mut().find(|body| body.queued.run == queued.run) {
-            Some(body) => body.next = Some(queued),
-            None => self.model.pending.push(queued),
+            Some(body) => body.next = Some(Then::Queue(queued)),
+            None => {
+                self.model.asleep.retain(|(asleep, _)| asleep.run != queued.run);
+                let waiting = match queued.not_before {
+                    Some(_) => &mut self.model.delayed,
+                    None => &mut self.model.pending,
+                };
+                waiting.push(queued);
+            }
         }
+    }
+
+    fn wake(&mut self, asleep: Queued) {
+        self.queue(Queued { place: Place::new(true, asleep.run), crashes: 0, holds: true, ..asleep });
+    }
+
+    /// Rings all alarms that are due, and does what they are for.
+    fn ring(&mut self, wall: Timestamp) {
+        let wakes = self.model.asleep.iter().filter_map(|(run, due)| Some(((*due)?, run.run, Alarm::Wake)));
+        let starts = self.model.delayed.iter().filter_map(|run| Some((run.not_before?, run.run, Alarm::Start)));
+        let mut due: Vec<_> = wakes.chain(starts).filter(|(at, ..)| *at <= wall).collect();
+        due.sort();
+        assert_eq!(self.engine.next_alarm().is_some_and(|at| at <= wall), !due.is_empty());
+        for (_, run, alarm) in due {
+            assert_eq!(self.engine.ring(wall), Some((run, alarm)));
+            if alarm == Alarm::Wake {
+                let asleep = self.model.asleep.iter().find(|(asleep, _)| asleep.run == run).expect("it sleeps");
+                self.wake(asleep.0.clone());
+            } else {
+                let at = self.model.delayed.iter().position(|queued| queued.run == run).expect("it is delayed");
+                let queued = self.model.delayed.remove(at);
+                self.model.pending.push(Queued { not_before: None, ..queued });
+            }
+        }
+        assert_eq!(self.engine.ring(wall), None);
     }
 
     fn withdraw(&mut self, run: &Queued) {
         let key = run.key.as_ref().map(|(name, _)| name.clone());
         self.tell(Event::Withdrawn { run: run.run, job: run.job, key });
         self.model.pending.retain(|queued| queued.run != run.run);
+        self.model.delayed.retain(|queued| queued.run != run.run);
+        self.model.asleep.retain(|(queued, _)| queued.run != run.run);
         for body in &mut self.model.executing {
-            body.next.take_if(|next| next.run == run.run);
+            body.next.take_if(|next| next.run().run == run.run);
         }
     }
 
@@ -949,8 +1023,11 @@ impl Pair {
                 self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), ..recovered });
             }
             Act::Withdraw(n) => {
-                let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());
-                let waiting: Vec<Queued> = self.model.pending.iter().cloned().chain(resumed).collect();
+                let model = &self.model;
+                let decided = model.executing.iter().filter_map(|body| body.next.as_ref().map(Then::run));
+                let asleep = model.asleep.iter().map(|(run, _)| run);
+                let waiting = model.pending.iter().chain(&model.delayed).chain(asleep).chain(decided);
+                let waiting: Vec<Queued> = waiting.cloned().collect();
                 if let Some(at) = pick(n, waiting.len()) {
                     self.withdraw(&waiting[at]);
                 }
@@ -980,7 +1057,8 @@ impl Pair {
                     let Body { queued, next, .. } = self.model.executing.remove(at);
                     self.tell(Event::Stopped { run: queued.run, generation: queued.generation });
                     match next {
-                        Some(next) => self.model.pending.push(next),
+                        Some(Then::Queue(next)) => self.model.pending.push(next),
+                        Some(Then::Sleep(run, due)) => self.model.asleep.push((run, due)),
                         None => self.model.over.push(queued),
                     }
                 }
@@ -997,6 +1075,35 @@ impl Pair {
                 let ticket = self.fresh();
                 self.queue(Queued { place: Place::new(false, ticket), crashes: 0, ..queued });
             }
+            Act::Suspend(n, due) => {
+                if let Some(at) = pick(n, executing).filter(|at| !self.model.executing[*at].ended) {
+                    self.end(at);
+                    let due = due.map(|secs| Timestamp::from_millis(secs * 1_000));
+                    let body = &mut self.model.executing[at];
+                    let queued = body.queued.clone();
+                    let sleeper = Sleeper { run: queued.run, job: queued.job, key: queued.key.clone(), due };
+                    body.next = Some(Then::Sleep(queued, due));
+                    self.tell(Event::Suspended(sleeper));
+                }
+            }
+            Act::Wake(n) => {
+                let asleep = self.model.asleep.iter().map(|(run, _)| run);
+                let stopping = self.model.executing.iter().filter_map(|body| match &body.next {
+                    Some(Then::Sleep(run, _)) => Some(run),
+                    Some(Then::Queue(_)) | None => None,
+                });
+                let asleep: Vec<Queued> = asleep.chain(stopping).cloned().collect();
+                if let Some(at) = pick(n, asleep.len()) {
+                    self.wake(asleep[at].clone());
+                }
+            }
+            Act::Delay { job, key, secs } => {
+                let run = self.fresh();
+                let not_before = Some(Timestamp::from_millis(secs * 1_000));
+                let place = Place::new(false, run);
+                self.queue(Queued { run, job, key: named(key), place, not_before, ..new(0) });
+            }
+            Act::Wall(secs) => self.ring(Timestamp::from_millis(secs * 1_000)),
             Act::Pause(paused) => {
                 self.tell(Event::Paused(paused));
                 self.model.paused = paused;
@@ -1069,11 +1176,13 @@ proptest! {
             while claims && pair.claim_lawfully() {}
         }
         pair.act(Act::Pause(false));
+        pair.act(Act::Wall(1_000));
         for job in 1..4 {
             pair.act(Act::Register(job, 1));
         }
         for _ in 0..1_000 {
             while pair.claim_lawfully() {}
+            pair.act(Act::Wake(0));
             pair.act(Act::Stop(0));
         }
         prop_assert!(pair.model.pending.is_empty(), "left waiting: {:?}", pair.model.pending);

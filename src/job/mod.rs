@@ -3,6 +3,7 @@
 mod error;
 mod handle;
 mod register;
+mod retry;
 pub(crate) mod schema;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -22,6 +24,7 @@ pub use error::{ErrorKind, JobError, JobResult};
 pub use handle::JobHandle;
 pub use register::Register;
 pub(crate) use register::{Registry, register};
+pub use retry::Retry;
 
 use crate::error::Error;
 use crate::step::Step;
@@ -68,6 +71,10 @@ impl<I, O> fmt::Debug for Job<I, O> {
 pub(crate) struct Definition {
     pub(crate) name: Arc<str>,
     pub(crate) limit: Option<u32>,
+    /// For its steps that have none of their own.
+    pub(crate) retry: Option<Retry>,
+    /// For its runs that have none of their own.
+    pub(crate) deadline: Option<Duration>,
     input: Result<Arc<Contract>, Arc<ContractError>>,
     output: Result<Arc<Contract>, Arc<ContractError>>,
     normalise: Arc<Normalise>,
@@ -87,6 +94,8 @@ impl<I: Payload, O: Payload> Job<I, O> {
         let definition = Definition {
             name: name.into().into(),
             limit: None,
+            retry: None,
+            deadline: None,
             input: Contract::input_of::<I>().map(Arc::new).map_err(Arc::new),
             output: Contract::output_of::<O>().map(Arc::new).map_err(Arc::new),
             normalise: Arc::new(|value| {
@@ -109,6 +118,34 @@ impl<I: Payload, O: Payload> Job<I, O> {
     /// bounds them.
     pub fn concurrency(self, limit: u32) -> Self {
         let definition = Definition { limit: Some(limit), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// How the job's [`Step::run`] steps are tried again that say nothing themselves; without it, they are not. A step's own
+    /// [`retry`](crate::StepRun::retry) wins, so [`Retry::none`] turns it off there.
+    ///
+    /// ```
+    /// # use durably::{Job, Retry, Step};
+    /// # use std::time::Duration;
+    /// let job = Job::new("mail", |step: Step, to: String| async move {
+    ///     step.run("send", || async { Ok(println!("to {to}")) }).await
+    /// })
+    /// .retry(Retry::exponential(8).max(Duration::from_secs(600)))
+    /// .deadline(Duration::from_secs(24 * 3600));
+    /// ```
+    pub fn retry(self, retry: Retry) -> Self {
+        let definition = Definition { retry: Some(retry), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// Runs of the job that have not ended this long after their trigger fail with
+    /// [`ErrorKind::DeadlineExceeded`]; in milliseconds. A trigger's own deadline wins; without either, there is none.
+    ///
+    /// The moment is stored with the run. One that is pending, delayed or suspended fails at once; the body of one that
+    /// executes is stopped as a cancel stops it, and nothing of it is recorded any more. Its children that are not detached
+    /// are cancelled. A run that is [resumed](crate::Durably::resume) has no deadline from then on.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        let definition = Definition { deadline: Some(deadline), ..(*self.definition).clone() };
         Job { definition: Arc::new(definition), types: PhantomData }
     }
 

@@ -7,5 +7,5 @@ mod status;
 
 pub use filter::RunFilter;
 pub use handle::RunHandle;
-pub use record::{LogLevel, LogLine, Progress, Run, RunError, StepInfo, StepKind, StepStatus, WaitingFor};
+pub use record::{LogLevel, LogLine, Progress, Run, RunError, StepInfo, StepKind, StepStatus, Try, WaitingFor};
 pub use status::{ParseStatusError, RunStatus};

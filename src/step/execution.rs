@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::signals::{Signal, Signals};
 use crate::codec::records::{StepRecord, WaitRecord};
 use crate::event::{EventKind, StepTold, Told, What};
 use crate::hooks::{Bug, Hooks};
-use crate::job::{ErrorKind, JobError};
+use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Suspension};
@@ -51,6 +51,8 @@ pub(crate) struct Execution {
     pub(crate) cancelled: CancellationToken,
     /// Someone holds the token, so the body gets its grace after a cancel.
     watched: AtomicBool,
+    /// How the job's steps are tried again that say nothing themselves.
+    retry: OnceLock<Retry>,
     steps: Mutex<Steps>,
     /// Steps that are called and do not just wait.
     busy: AtomicU32,
@@ -153,6 +155,7 @@ impl Execution {
             means,
             cancelled: CancellationToken::new(),
             watched: AtomicBool::new(false),
+            retry: OnceLock::new(),
             steps: Mutex::default(),
             busy: AtomicU32::new(0),
             parked: AtomicU32::new(0),
@@ -211,11 +214,25 @@ impl Execution {
             return None;
         }
         let due = steps.parked.values().filter_map(|parked| parked.open.due).min();
-        if due.is_some_and(|due| due.since(self.now()) <= SUSPEND_AFTER) {
+        // At a shutdown nothing is worth to stay for.
+        let is_soon = |due: Timestamp| due.since(self.now()) <= SUSPEND_AFTER;
+        if due.is_some_and(is_soon) && !self.means.draining.is_cancelled() {
             return None;
         }
         let names: BTreeSet<&str> = steps.parked.values().filter_map(|parked| parked.open.signal.as_deref()).collect();
         Some(Suspension { due, signals: names.into_iter().map(Into::into).collect(), heard: steps.heard })
+    }
+
+    /// Takes up the job's default.
+    pub(crate) fn set_retry(&self, retry: &Option<Retry>) {
+        if let Some(retry) = retry {
+            // Set once, before the body begins.
+            let _ = self.retry.set(retry.clone());
+        }
+    }
+
+    pub(super) fn retry(&self) -> Option<&Retry> {
+        self.retry.get()
     }
 
     /// Signals that have come so far.

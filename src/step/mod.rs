@@ -1,7 +1,7 @@
 //! Steps as user code sees them.
 //!
 //! Layout: [`Step`] is what a body gets; [`StepRun`] the builder and future of one step, [`StepWait`] that of one which
-//! waits; `execution` what its steps share;
+//! waits; `retry` what is done about one that failed; `execution` what its steps share;
 //! `current` which body is being polled; `blocking` the threads for code that blocks.
 
 pub(crate) mod blocking;
@@ -9,6 +9,7 @@ mod child;
 pub(crate) mod current;
 pub(crate) mod execution;
 mod logger;
+mod retry;
 mod run;
 pub(crate) mod signals;
 mod wait;

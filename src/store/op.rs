@@ -90,6 +90,7 @@ impl Op {
         match self {
             Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
             Op::Checkpoint(call) => call.request.told.record.len() + 64,
+            Op::Await(call) => call.request.record.bytes() + 64,
             Op::Spawn(call) => call.request.child.bytes(),
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::End(call) => match &call.request.outcome {
@@ -164,6 +165,8 @@ pub(crate) struct NewRun {
     pub(crate) retriggered_from: Option<RunId>,
     pub(crate) parent: Option<Parent>,
     pub(crate) not_before: Option<Timestamp>,
+    /// How long after its trigger it must have ended.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// The run whose step triggers a run.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
-    WaitRecord,
+    TryRecord, WaitRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
@@ -89,6 +89,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 retriggered_from: run,
                 parent: run,
                 not_before: Some(at),
+                deadline: Some(at),
                 ticket: None,
             };
             codec::seal(&record, b"{\"a\":1}")
@@ -101,7 +102,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         3 => codec::seal(&(), b"[1,2,3]"),
         4 => {
-            let (key, error) = (text(), Some(error));
+            let (key, tries) = (text(), vec![TryRecord { number: 7, error: error.clone(), started_at: at, failed_at: at }]);
             let open = Some(WaitRecord { due: Some(at), signal: Some(text()), run });
             let step = StepRecord {
                 key,
@@ -110,8 +111,9 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 started_at: at,
                 completed_at: at,
                 attempts: 1,
-                error,
+                error: Some(error),
                 open,
+                tries,
             };
             codec::seal(&step, b"7")
         }
@@ -127,6 +129,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 blocked: false,
                 holds: true,
                 not_before: Some(at),
+                deadline: Some(at),
             };
             codec::seal(&line, &[])
         }

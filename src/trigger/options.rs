@@ -19,6 +19,7 @@ pub(crate) struct Options {
     pub(crate) limit: Option<u32>,
     pub(crate) on_conflict: OnConflict,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// An input with the options of its trigger, for a batch.
@@ -87,6 +88,13 @@ macro_rules! trigger_options {
             /// [`OnConflict::Queue`](crate::OnConflict::Queue).
             pub fn on_conflict(mut self, policy: $crate::trigger::OnConflict) -> Self {
                 self.$($field).+.on_conflict = policy;
+                self
+            }
+
+            /// The run fails with [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) if it has not ended this
+            /// long after its trigger, in milliseconds, instead of what its [job](crate::Job::deadline) says.
+            pub fn deadline(mut self, deadline: std::time::Duration) -> Self {
+                self.$($field).+.deadline = Some(deadline);
                 self
             }
 
@@ -173,6 +181,7 @@ impl Options {
             retriggered_from,
             parent: None,
             not_before: None,
+            deadline: self.deadline,
         })
     }
 }

@@ -341,6 +341,7 @@ impl World {
             attempts,
             error: None,
             open: None,
+            tries: &[],
         };
         let mut record = Vec::new();
         let output = json(value);
@@ -447,6 +448,7 @@ pub(super) fn new(input: &str) -> NewRun {
         retriggered_from: None,
         parent: None,
         not_before: None,
+        deadline: None,
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use super::execution::{body_of, line_of};
+use super::execution::{body_of, deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
 use super::{Alive, Body, Fault, Writer};
@@ -139,6 +139,7 @@ impl Writer {
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
+                self.arm(turn, run, deadline_of(&body.record, &body.state));
                 self.bodies.insert(run, body);
             }
         }
@@ -205,7 +206,7 @@ impl Writer {
                     terminal: true,
                 };
                 state.error = Some(error.clone());
-                self.end_rows(turn, run, record.job, &mut state, RunStatus::Leased, RunStatus::Failed)?;
+                self.end_rows(turn, run, &record, &mut state, RunStatus::Leased, RunStatus::Failed)?;
                 turn.event(run, &name, &record, EventKind::RunFailed { error: error.into() });
             }
         }
@@ -218,7 +219,7 @@ impl Writer {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
             match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
                 // Also what was put aside: the code may be another one now, so it is tried again.
-                Ok((line, _)) => lines.push(queued(run, &line)),
+                Ok((line, _)) => lines.push((queued(run, &line), line.deadline)),
                 Err(row) => tracing::error!(%run, error = %row, "a pending run can't be put in line"),
             }
             Ok(ControlFlow::Continue(()))
@@ -226,7 +227,8 @@ impl Writer {
         if self.config.hooks.plants(Bug::WakeUpLostOnRestart) {
             lines.pop();
         }
-        for mut line in lines {
+        for (mut line, deadline) in lines {
+            self.arm(turn, line.run, deadline);
             if let Some((_, limit)) = &mut line.key {
                 *limit += u32::from(self.config.hooks.plants(Bug::LimitGrowsOnRestart));
             }

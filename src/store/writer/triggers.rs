@@ -269,6 +269,7 @@ impl Writer {
             retriggered_from: item.retriggered_from,
             parent: item.parent.map(|parent| parent.run),
             not_before: item.not_before.filter(|at| *at > turn.now),
+            deadline: item.deadline.map(|deadline| turn.now.saturating_add(deadline)),
             ticket,
         };
         turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
@@ -290,6 +291,7 @@ impl Writer {
             blocked: false,
             holds: false,
             not_before: record.not_before,
+            deadline: record.deadline,
         };
         if let Some(parent) = item.parent {
             turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
@@ -300,6 +302,7 @@ impl Writer {
             turn.event(run, &name, &record, kind);
         }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
+        self.arm(turn, run, line.deadline);
     }
 
     fn coalesced(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, item: &NewRun) {

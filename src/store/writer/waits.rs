@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::execution::line_of;
+use super::execution::{deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Writer};
@@ -39,7 +39,7 @@ impl Writer {
             let done = match alarm {
                 Alarm::Start => Ok(()),
                 Alarm::Wake => self.wake(turn, run),
-                Alarm::Deadline => Ok(()),
+                Alarm::Deadline => self.exceed(turn, run),
             };
             match done {
                 Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "what is due can't be done"),
@@ -67,14 +67,7 @@ impl Writer {
             return Ok(Settled::Decided(outcome));
         }
         if !stored {
-            self.record_step(
-                turn,
-                run,
-                index,
-                record,
-                &[],
-                EventKind::StepWaiting { step: record.key.as_str().into(), index },
-            );
+            self.record_step(turn, run, index, record, &[], waiting(record, index));
         }
         Ok(Settled::Open(Box::new(record.clone())))
     }
@@ -357,6 +350,7 @@ impl Writer {
             generation: state.generation,
             due: suspension.due,
             signals: suspension.signals.iter().map(|name| name.to_string()).collect(),
+            deadline: deadline_of(record, state),
         };
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Suspended, run), codec::seal(&sleep, &[]));
         self.tell_engine(turn, EngineEvent::Suspended(sleeper(run, &sleep)));
@@ -411,12 +405,13 @@ impl Writer {
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Suspended), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
             match codec::open::<SleepRecord>(Table::ByStatus, key, &row) {
-                Ok((sleep, _)) => sleepers.push(sleeper(run, &sleep)),
+                Ok((sleep, _)) => sleepers.push((sleeper(run, &sleep), sleep.deadline)),
                 Err(row) => tracing::error!(%run, error = %row, "a suspended run can't be woken"),
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for sleeper in sleepers {
+        for (sleeper, deadline) in sleepers {
+            self.arm(turn, sleeper.run, deadline);
             self.tell_engine(turn, EngineEvent::Suspended(sleeper));
         }
         let keys = turn.rows().keys(Table::Awaiters, &[])?;
@@ -430,7 +425,6 @@ fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
         run,
         job: sleep.job,
         key: sleep.key.as_ref().map(|(key, limit)| (key.as_str().into(), *limit)),
-        generation: sleep.generation,
         due: sleep.due,
     }
 }
@@ -468,6 +462,17 @@ fn decided(mut record: StepRecord, index: u32, outcome: &Outcome, turn: &Turn<'_
             record.error = Some(error.clone());
             (record, Bytes::new(), EventKind::StepFailed { step, index, error: error.into() })
         }
+    }
+}
+
+/// What is told of a step that begins to wait, or is to be tried again.
+fn waiting(record: &StepRecord, index: u32) -> EventKind {
+    let (step, open) = (record.key.as_str().into(), record.open.as_ref());
+    match (record.tries.last(), open.and_then(|open| open.due)) {
+        (Some(tried), Some(until)) => {
+            EventKind::StepRetrying { step, index, attempt: tried.number, error: tried.error.clone().into(), until }
+        }
+        _ => EventKind::StepWaiting { step, index },
     }
 }
 
