@@ -1,7 +1,7 @@
 //! Runs the suites that prove what is promised, and prints what they did.
 //!
 //! ```text
-//! cargo run --release --features testing --example torture -- --minutes 10 [--suite NAME] [--seed N [--trace]]
+//! cargo run --release --features testing --example torture -- --minutes 10 [--suite NAME] [--thorough] [--seed N [--trace]]
 //! ```
 //!
 //! Each suite gets an equal share of the time. With `--seed` the suite's first case is the one of that seed; `--trace` does that
@@ -18,13 +18,14 @@ use suites::suite::{Plan, Until};
 fn main() {
     suites::process::be_the_child_if_asked();
     let mut arguments = std::env::args().skip(1);
-    let (mut minutes, mut only, mut seed, mut trace) = (1.0, None, None, false);
+    let (mut minutes, mut only, mut seed, mut thorough, mut trace) = (1.0, None, None, false, false);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{argument} needs a value")));
         match argument.as_str() {
             "--minutes" => minutes = value().parse().unwrap_or_else(|_| usage("--minutes takes a number")),
             "--suite" => only = Some(value()),
             "--seed" => seed = Some(value().parse().unwrap_or_else(|_| usage("--seed takes a number"))),
+            "--thorough" => thorough = true,
             "--trace" => trace = true,
             other => usage(&format!("unknown argument {other}")),
         }
@@ -42,7 +43,7 @@ fn main() {
     let mut rows = Vec::new();
     for suite in chosen {
         let until = if trace { Until::Cases(1) } else { Until::Time(Instant::now() + share) };
-        let report = (suite.run)(&Plan { seed, until, bug: None, trace });
+        let report = (suite.run)(&Plan { seed, until, bug: None, thorough, trace });
         for violation in &report.violations {
             println!(
                 "{}: VIOLATION with --suite {} --seed {}: {}",
@@ -63,6 +64,6 @@ fn main() {
 }
 
 fn usage(problem: &str) -> ! {
-    eprintln!("{problem}\nusage: torture [--minutes N] [--suite NAME] [--seed S [--trace]]");
+    eprintln!("{problem}\nusage: torture [--minutes N] [--suite NAME] [--thorough] [--seed S [--trace]]");
     std::process::exit(2)
 }

@@ -1,5 +1,6 @@
 //! Run ids: ULIDs that grow in trigger order, and the one source of randomness behind them.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,7 +13,7 @@ use crate::time::Timestamp;
 ///
 /// Shown, parsed and serialized as its 26 characters of Crockford base 32. Comparing two ids compares the order in which
 /// their triggers were committed.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RunId([u8; 16]);
 
 impl RunId {
@@ -35,6 +36,19 @@ impl RunId {
     #[cfg(test)]
     pub(crate) const fn numbered(n: u128) -> Self {
         RunId(n.to_be_bytes())
+    }
+}
+
+impl Ord for RunId {
+    // As numbers they are compared without a call, and ids are what nearly every map is searched by.
+    fn cmp(&self, other: &Self) -> Ordering {
+        u128::from_be_bytes(self.0).cmp(&u128::from_be_bytes(other.0))
+    }
+}
+
+impl PartialOrd for RunId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -70,11 +70,13 @@ pub use run::{
     LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
     StepStatus, Try, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCall, StepCx, StepKey, StepRun, StepWait};
+pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;
-pub use trigger::{Disposition, Finished, JsonTrigger, OnConflict, Trigger, TriggerAndWait, TriggerCall, WaitForRun};
+pub use trigger::{
+    Disposition, Finished, JsonTrigger, OnConflict, StepCall, Trigger, TriggerAndWait, TriggerCall, WaitForRun,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

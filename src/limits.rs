@@ -79,6 +79,8 @@ pub(crate) const FOLD_ROWS_MAX: usize = 4_096;
 pub(crate) const FOLD_BYTES_MAX: usize = 2 << 20;
 /// A record larger than this gets a row of its own, bytes.
 pub(crate) const INLINE_BYTES_MAX: usize = 16 << 10;
+/// An output up to this size stands in the row of its run's state, bytes; a larger one in a row of its own.
+pub(crate) const OUTPUT_WITH_STATE_BYTES_MAX: usize = 1 << 10;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.

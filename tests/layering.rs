@@ -17,7 +17,7 @@ const PARTS: &[(&str, May)] = &[
     ("hooks.rs", May::Only(&[])),
     ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),
     // Pure: it decides over ids and statuses.
-    ("engine/", May::Only(&["id", "limits", "run::RunStatus"])),
+    ("engine/", May::Only(&["id", "limits", "run::RunStatus", "time::Timestamp"])),
     // Bytes: it knows which table a row is of, so that an error can say so.
     ("codec/", May::Only(&["id", "run::RunStatus", "store::tables::Table", "time"])),
     (

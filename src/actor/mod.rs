@@ -43,7 +43,12 @@ pub(crate) struct Hub {
     supervisor: RwLock<Option<ActorRef<SupervisorMsg>>>,
     nursery: RwLock<Option<ActorCell>>,
     root: Mutex<Option<ActorCell>>,
+    /// Run actors that have done and wait for their next run.
+    waiting: Mutex<Vec<ActorRef<run::Execute>>>,
 }
+
+/// As many run actors wait for a run at most; each takes 7 KB.
+const WAITING_ACTORS_MAX: usize = 1_024;
 
 impl Hub {
     /// The supervisor as it is now.
@@ -57,6 +62,21 @@ impl Hub {
 
     fn nursery(&self) -> Option<ActorCell> {
         self.nursery.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A run actor that waits for a run.
+    fn waiting_actor(&self) -> Option<ActorRef<run::Execute>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Keeps a run actor for the next run; gives it back if there are enough.
+    fn wait_for_run(&self, actor: ActorRef<run::Execute>) -> Option<ActorRef<run::Execute>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= WAITING_ACTORS_MAX {
+            return Some(actor);
+        }
+        waiting.push(actor);
+        None
     }
 
     /// Tells the supervisor; one that is being rebuilt reads what it missed from the bodies.

@@ -4,6 +4,7 @@
 //! outcome goes to the writer once, and key and slot are reported free when the last of its code is gone.
 
 use std::any::Any;
+use std::fmt;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr, SupervisionEvent};
 use serde_json::Value;
 use tokio::time::Sleep;
 use tracing::Instrument;
@@ -31,49 +32,73 @@ use crate::store::writer::Start;
 /// A body that only waits is suspended when it has been polled so many times more without doing anything else.
 const IDLE_POLLS: u32 = 2;
 
+/// Polls one run's body after the other. One that has done waits for its next run, since making an actor and ending it is dearer
+/// than all else that a run costs by itself.
 struct RunActor;
+
+/// Executes a run that has begun.
+#[derive(Debug)]
+pub(super) struct Execute(Work);
 
 struct Work {
     core: Arc<Core>,
     start: Arc<Start>,
-    alive: Option<Arc<Alive>>,
+    alive: Arc<Alive>,
 }
 
-/// Makes the actor of a body that has begun, as a child of the nursery.
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work").field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
+/// Gives a body that has begun to an actor that has done, or makes one, as a child of the nursery.
 pub(super) async fn spawn(core: &Arc<Core>, start: Arc<Start>) -> Result<(), SpawnErr> {
-    let Some(nursery) = core.hub.nursery() else { return Err(SpawnErr::ActorAlreadyStarted) };
     let (weak, run, generation) = (Arc::downgrade(core), start.run, start.generation);
     let alive = Alive::new(move |reported| {
         if let Some(core) = weak.upgrade() {
             body_gone(&core, run, generation, reported);
         }
     });
-    let work = Work { core: core.clone(), start, alive: Some(alive) };
-    if core.config.hooks.plants(Bug::RecoveredTwice) && work.start.replay {
-        let twin = Work { core: core.clone(), start: work.start.clone(), alive: Some(Alive::new(|_| {})) };
-        let (actor, _) = Actor::spawn_linked(None, RunActor, twin, nursery.clone()).await?;
-        let _ = actor.send_message(Execute);
+    if core.config.hooks.plants(Bug::RecoveredTwice) && start.replay {
+        let twin = Work { core: core.clone(), start: start.clone(), alive: Alive::new(|_| {}) };
+        begin(core, twin).await?;
     }
-    let (actor, _) = Actor::spawn_linked(None, RunActor, work, nursery).await?;
-    let _ = actor.send_message(Execute);
+    begin(core, Work { core: core.clone(), start, alive }).await
+}
+
+async fn begin(core: &Core, work: Work) -> Result<(), SpawnErr> {
+    let mut execute = Execute(work);
+    while let Some(actor) = core.hub.waiting_actor() {
+        match actor.send_message(execute) {
+            Ok(()) => return Ok(()),
+            // It has ended since.
+            Err(MessagingErr::SendErr(unsent)) => execute = unsent,
+            Err(_) => return Err(SpawnErr::ActorAlreadyStarted),
+        }
+    }
+    let Some(nursery) = core.hub.nursery() else { return Err(SpawnErr::ActorAlreadyStarted) };
+    let (actor, _) = Actor::spawn_linked(None, RunActor, (), nursery).await?;
+    let _ = actor.send_message(execute);
     Ok(())
 }
 
-#[derive(Debug)]
-struct Execute;
-
 impl Actor for RunActor {
     type Msg = Execute;
-    type State = Work;
-    type Arguments = Work;
+    type State = ();
+    type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Execute>, work: Work) -> Result<Work, ActorProcessingErr> {
-        Ok(work)
+    async fn pre_start(&self, _: ActorRef<Execute>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
     }
 
-    async fn handle(&self, myself: ActorRef<Execute>, _: Execute, work: &mut Work) -> Result<(), ActorProcessingErr> {
-        let Some(alive) = work.alive.take() else { return Ok(()) };
-        let start = work.start.clone();
+    async fn handle(
+        &self,
+        myself: ActorRef<Execute>,
+        Execute(work): Execute,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        let Work { core, start, alive } = work;
         let span = tracing::info_span!(
             "durably.run",
             run_id = %start.run,
@@ -81,8 +106,10 @@ impl Actor for RunActor {
             generation = start.generation,
             replay = start.replay,
         );
-        execute(&work.core, start, alive).instrument(span).await;
-        myself.stop(None);
+        execute(&core, start, alive).instrument(span).await;
+        if let Some(unwanted) = core.hub.wait_for_run(myself) {
+            unwanted.stop(None);
+        }
         Ok(())
     }
 
@@ -90,7 +117,7 @@ impl Actor for RunActor {
         &self,
         _: ActorRef<Execute>,
         _: SupervisionEvent,
-        _: &mut Work,
+        (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         Ok(())
     }
@@ -253,7 +280,7 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
         notes: execution.take_notes(),
     };
     // Nothing is left to do for the answer; the writer has the end and keeps it over an outage.
-    drop(execution.means.store.submit(Op::End, end, admitted));
+    drop(execution.means.store.submit(Op::end, end, admitted));
 }
 
 fn flush_notes(execution: &Execution) {
@@ -261,7 +288,7 @@ fn flush_notes(execution: &Execution) {
     if !notes.is_empty() {
         let start = &execution.start;
         let notes = NotesOf { run: start.run, generation: start.generation, notes };
-        drop(execution.means.store.submit(Op::Notes, notes, Admitted::default()));
+        drop(execution.means.store.submit(Op::notes, notes, Admitted::default()));
     }
 }
 

@@ -80,19 +80,21 @@ impl Ord for Key {
             // What follows a short key is zeros, so where the padded bytes differ the keys do, in the same order; and where they
             // do not, one key is the other and zeros. As numbers they are compared without a call.
             (Form::Short { length, bytes }, Form::Short { length: other_length, bytes: other }) => {
-                halves(bytes).cmp(&halves(other)).then(length.cmp(other_length))
+                let first = number(&bytes[..16]).cmp(&number(&other[..16]));
+                // Two bytes are looked at twice, and are equal then.
+                let all = first.then_with(|| number(&bytes[SHORT - 16..]).cmp(&number(&other[SHORT - 16..])));
+                all.then(length.cmp(other_length))
             }
             _ => (**self).cmp(&**other),
         }
     }
 }
 
-/// Two numbers that sort as the bytes do.
-fn halves(bytes: &[u8; SHORT]) -> (u128, u128) {
-    let (mut first, mut second) = ([0; 16], [0; 16]);
-    first.copy_from_slice(&bytes[..16]);
-    second[..SHORT - 16].copy_from_slice(&bytes[16..]);
-    (u128::from_be_bytes(first), u128::from_be_bytes(second))
+/// Sixteen bytes as a number, which sorts as they do.
+fn number(bytes: &[u8]) -> u128 {
+    let mut number = [0; 16];
+    number.copy_from_slice(bytes);
+    u128::from_be_bytes(number)
 }
 
 impl Debug for Key {
@@ -121,11 +123,17 @@ pub(crate) fn read_step(key: &[u8]) -> Option<(RunId, u32)> {
 }
 
 pub(crate) fn by_status_prefix(status: RunStatus) -> Key {
-    Key::of(&[&[status.to_byte()]])
+    Key::of(&[&[stands_with(status).to_byte()]])
 }
 
 pub(crate) fn by_status(status: RunStatus, id: RunId) -> Key {
-    Key::of(&[&[status.to_byte()], id.as_bytes()])
+    Key::of(&[&[stands_with(status).to_byte()], id.as_bytes()])
+}
+
+/// A leased run stays where it was when it was pending, so that neither a lease nor its end moves it: which runs are leased is
+/// in their states, and of those that execute in memory.
+fn stands_with(status: RunStatus) -> RunStatus {
+    if status == RunStatus::Leased { RunStatus::Pending } else { status }
 }
 
 pub(crate) fn by_job_prefix(job: u32) -> Key {

@@ -183,6 +183,8 @@ pub(crate) struct LineRecord {
     pub(crate) ticket: Option<RunId>,
     /// Put aside until other code is registered.
     pub(crate) blocked: bool,
+    /// It was never started and has a state all the same.
+    pub(crate) touched: bool,
     /// It was woken, and holds its key already.
     pub(crate) holds: bool,
     pub(crate) not_before: Option<Timestamp>,

@@ -208,7 +208,7 @@ impl Core {
         within("signal", payload.len(), self.config.payload_bytes_max)?;
         let admitted = self.store.admit(payload.len(), true).await?;
         let signal = Signal { run, name: name.into(), payload: payload.into() };
-        self.store.submit(Op::Signal, signal, admitted).answer().await
+        self.store.submit(Op::signal, signal, admitted).answer().await
     }
 
     pub(crate) async fn delete_run(&self, run: RunId) -> Result<(), Error> {

@@ -68,6 +68,8 @@ pub(crate) struct Queued {
     pub(crate) generation: Generation,
     /// Consecutive crashes while executing, without a new checkpoint.
     pub(crate) crashes: u32,
+    /// Something was done to it before its first start.
+    pub(crate) touched: bool,
     /// It was suspended and kept its key, so it need not wait for that.
     pub(crate) holds: bool,
     /// It stands in no line before this moment.
@@ -83,6 +85,8 @@ pub(crate) enum Event {
     Queued(Queued),
     /// A run waits for a moment, a signal or a child. Its slot is free once its body has stopped; its key stays held.
     Suspended(Sleeper),
+    /// Something was done to a run that may never have started.
+    Touched { run: RunId },
     /// A run has a moment by which it must have ended, or no longer.
     Deadline { run: RunId, at: Timestamp, armed: bool },
     /// A pending or suspended run waits no more: cancelled, replaced, or put aside.
@@ -107,6 +111,8 @@ pub(crate) struct Claim {
     /// What the count of crashes will be if this execution crashes.
     pub(crate) crashes: u32,
     pub(crate) key: Option<(KeyName, u32)>,
+    /// Nothing has been done to it since its trigger, so that it has no state.
+    pub(crate) untouched: bool,
 }
 
 /// Whether a write for a run may be recorded.
@@ -162,6 +168,8 @@ pub(crate) struct Engine {
     /// Whose place it is, where the ticket is not the run's own id.
     tickets: BTreeMap<Place, RunId>,
     pasts: BTreeMap<RunId, Past>,
+    /// Runs that never started and have a state all the same.
+    touched: BTreeSet<RunId>,
     /// Runs in line that hold their key already.
     holding: BTreeMap<RunId, (KeyName, u32)>,
     executing: BTreeMap<RunId, Executing>,
@@ -182,6 +190,7 @@ impl Engine {
             heads: BTreeSet::new(),
             tickets: BTreeMap::new(),
             pasts: BTreeMap::new(),
+            touched: BTreeSet::new(),
             holding: BTreeMap::new(),
             executing: BTreeMap::new(),
             sleepers: Sleepers::default(),
@@ -203,6 +212,7 @@ impl Engine {
             }
             Event::Queued(queued) => self.queue(queued),
             Event::Suspended(sleeper) => self.suspend(sleeper),
+            Event::Touched { run } => drop(self.touched.insert(run)),
             Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
             Event::Withdrawn { run, job, key } => self.withdraw(run, job, key),
             Event::Checkpointed { run } => {
@@ -243,6 +253,7 @@ impl Engine {
         line.executing += 1;
         let run = self.tickets.remove(&place).unwrap_or(place.ticket);
         let past = self.pasts.remove(&run);
+        let touched = self.touched.remove(&run);
         let generation = past.map_or(0, |past| past.generation) + 1;
         let crashes = past.map_or(0, |past| past.crashes) + 1;
         let mut held = self.holding.remove(&run);
@@ -269,7 +280,7 @@ impl Engine {
             self.offer(&name.clone());
         }
         self.validate();
-        Some(Claim { run, generation, crashes, key: held })
+        Some(Claim { run, generation, crashes, key: held, untouched: past.is_none() && !touched })
     }
 
     /// Whether a lease may write.
@@ -397,7 +408,10 @@ impl Engine {
             self.sleepers.delay(queued);
             return;
         }
-        let Queued { run, job, key, place, generation, crashes, holds, not_before: _ } = queued;
+        let Queued { run, job, key, place, generation, crashes, touched, holds, not_before: _ } = queued;
+        if touched {
+            self.touched.insert(run);
+        }
         if place.ticket != run {
             self.tickets.insert(place, run);
         }
@@ -434,6 +448,7 @@ impl Engine {
             self.line(job).pending -= 1;
             return;
         }
+        self.touched.remove(&run);
         let held = self.holding.remove(&run).map(|(name, _)| name);
         let key = if held.is_some() { None } else { key };
         let place = self.pasts.get(&run).map_or(Place::new(false, run), |past| past.place);

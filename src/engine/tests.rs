@@ -40,6 +40,7 @@ fn new(run: u128) -> Queued {
         place: Place::new(false, id(run)),
         generation: 0,
         crashes: 0,
+        touched: false,
         holds: false,
         not_before: None,
     }
@@ -491,8 +492,8 @@ fn a_claim_carries_lease_crashes_and_key() {
     let mut engine = play(9, vec![registered(1, 9), queued(new(1)), queued(recovered(2, 1).after(6).keyed("k", 3))]);
     let claims: Vec<Claim> = std::iter::from_fn(|| engine.claim(Duration::ZERO)).collect();
     let expected = [
-        Claim { run: id(2), generation: 7, crashes: 2, key: Some(("k".into(), 3)) },
-        Claim { run: id(1), generation: 1, crashes: 1, key: None },
+        Claim { run: id(2), generation: 7, crashes: 2, key: Some(("k".into(), 3)), untouched: false },
+        Claim { run: id(1), generation: 1, crashes: 1, key: None, untouched: true },
     ];
     assert_eq!(claims, expected);
 }
@@ -848,10 +849,12 @@ impl Model {
     fn start(&mut self, run: RunId, now: Duration) -> Claim {
         let at = self.pending.iter().position(|queued| queued.run == run).expect("it waits");
         let mut queued = self.pending.remove(at);
+        let untouched = queued.generation == 0 && queued.place.ticket == run;
         queued.generation += 1;
         queued.crashes += 1;
         queued.holds = false;
-        let claim = Claim { run, generation: queued.generation, crashes: queued.crashes, key: queued.key.clone() };
+        let (generation, crashes) = (queued.generation, queued.crashes);
+        let claim = Claim { run, generation, crashes, key: queued.key.clone(), untouched };
         self.executing.push(Body { queued, ended: false, checkpointed: false, started: now, next: None });
         claim
     }

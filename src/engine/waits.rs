@@ -124,6 +124,7 @@ mod tests {
                     place,
                     generation: 0,
                     crashes: 0,
+                    touched: false,
                     holds: false,
                     not_before: None,
                 }),

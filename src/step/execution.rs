@@ -139,7 +139,8 @@ pub(super) struct Ticket {
     pub(super) execution: Arc<Execution>,
     pub(super) key: Arc<str>,
     pub(super) index: u32,
-    pub(super) known: Option<Known>,
+    /// Boxed, since it is rarely there and the ticket is moved often.
+    pub(super) known: Option<Box<Known>>,
     /// What was handed to the writer, until it is known to be on disk.
     pub(super) handed: Option<Handed>,
     /// The step has given its outcome to the body: the key stays used.
@@ -301,6 +302,7 @@ impl Execution {
         steps.in_use.insert(key.clone(), at);
         drop(steps);
         self.set_busy(true);
+        let known = known.map(Box::new);
         Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
     }
 
@@ -421,14 +423,18 @@ impl Parked {
 }
 
 impl Ticket {
-    /// The sort of step that its key held before, if it is another one.
-    pub(super) fn other_kind(&self, asked: StepKind) -> Option<StepKind> {
-        let held = match self.known.as_ref()? {
-            Known::Replayed(_, kind, _) => *kind,
-            Known::Waits(_, record) => StepKind::from_byte(record.kind)?,
-            Known::Handed(..) => return None,
+    /// Whether its key held another sort of step before, which ends the run.
+    pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
+        let held = match self.known.as_deref() {
+            Some(Known::Replayed(_, kind, _)) => *kind,
+            Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
+            Some(Known::Handed(..)) | None => return false,
         };
-        Some(held).filter(|held| *held != asked)
+        if held != asked {
+            let message = format!("step {:?} was a {held} and is a {asked} now", self.key);
+            self.execution.fail(ErrorKind::CheckpointMismatch, message);
+        }
+        held != asked
     }
 
     /// Waits without keeping the run in memory. Says whether there is something to ask for already: `signals` is how many
@@ -473,7 +479,7 @@ impl Drop for Ticket {
         // What is stored, or on its way to the disk, is what a later call of this key gets.
         let known = match self.handed.take() {
             Some(handed) => Some(Known::Handed(self.index, handed)),
-            None => self.known.take(),
+            None => self.known.take().map(|known| *known),
         };
         match known {
             Some(known) => {

@@ -5,14 +5,13 @@
 //! `current` which body is being polled; `blocking` the threads for code that blocks.
 
 pub(crate) mod blocking;
-mod child;
 pub(crate) mod current;
 pub(crate) mod execution;
 mod logger;
 mod retry;
 mod run;
 pub(crate) mod signals;
-mod wait;
+pub(crate) mod wait;
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
@@ -25,13 +24,12 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-pub use child::StepCall;
 pub use logger::{Logger, ProgressReport};
 pub use run::StepRun;
 pub use wait::StepWait;
 
 use crate::id::RunId;
-use crate::job::{JobHandle, JobResult, Payload};
+use crate::job::JobResult;
 use crate::limits::{SIGNAL_NAME_BYTES_MAX, STEP_KEY_BYTES_MAX};
 use crate::run::StepKind;
 use crate::time::Timestamp;
@@ -161,55 +159,6 @@ impl Step {
         self.begin(key.into(), Location::caller(), body)
     }
 
-    /// Triggers a run of another job, exactly one however often this one is replayed, and gives its id as soon as it is on
-    /// disk. The run has this one as its [`parent`](crate::Run::parent), and is cancelled with it unless it is
-    /// [`detached`](StepCall::detached).
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotTriggered`](crate::ErrorKind::NotTriggered) with what a trigger would be refused with.
-    ///
-    /// ```
-    /// # use durably::{JobHandle, JobResult, Step};
-    /// # async fn body(step: Step, resize: JobHandle<u32, ()>) -> JobResult<()> {
-    /// let run = step.trigger("thumbnail", &resize, 128).label("size", "small").await?;
-    /// # Ok(()) }
-    /// ```
-    #[track_caller]
-    pub fn trigger<I: Payload, O>(&self, key: impl Into<StepKey>, job: &JobHandle<I, O>, input: I) -> StepCall<RunId> {
-        let wait = self.begin_wait(key.into(), Location::caller(), Wanted::new(StepKind::Trigger));
-        StepCall::new(wait, job, &input, self.run_id())
-    }
-
-    /// Triggers a run of another job and waits for its output. See [`Step::trigger`], and [`Step::sleep`] for what becomes
-    /// of this run meanwhile.
-    ///
-    /// # Errors
-    /// Those of [`Step::trigger`]; [`ErrorKind::ChildFailed`](crate::ErrorKind::ChildFailed), with the child's error in the
-    /// chain; [`ErrorKind::ChildCancelled`](crate::ErrorKind::ChildCancelled); with a timeout,
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). A child that needs a concurrency key which this run or one above it
-    /// holds could never start: that is refused.
-    ///
-    /// ```
-    /// # use durably::{JobHandle, JobResult, Step};
-    /// # async fn body(step: Step, price: JobHandle<String, u32>) -> JobResult<()> {
-    /// let (tea, milk) = tokio::join!(
-    ///     step.call(("price", "tea"), &price, "tea".into()),
-    ///     step.call(("price", "milk"), &price, "milk".into()),
-    /// );
-    /// let sum = tea? + milk?;
-    /// # Ok(()) }
-    /// ```
-    #[track_caller]
-    pub fn call<I: Payload, O: Payload>(
-        &self,
-        key: impl Into<StepKey>,
-        job: &JobHandle<I, O>,
-        input: I,
-    ) -> StepCall<O> {
-        let wait = self.begin_wait(key.into(), Location::caller(), Wanted::new(StepKind::Call));
-        StepCall::new(wait, job, &input, self.run_id())
-    }
-
     fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {
         match self.claim(key, at) {
             Claimed::Ticket(ticket) => StepRun::new(ticket, body),
@@ -218,7 +167,12 @@ impl Step {
         }
     }
 
-    fn begin_wait<'a, T>(&self, key: StepKey, at: &'static Location<'static>, wanted: Wanted) -> StepWait<'a, T> {
+    pub(crate) fn begin_wait<'a, T>(
+        &self,
+        key: StepKey,
+        at: &'static Location<'static>,
+        wanted: Wanted,
+    ) -> StepWait<'a, T> {
         match self.claim(key, at) {
             Claimed::Ticket(ticket) => StepWait::new(ticket, wanted),
             Claimed::Detached(key) => StepWait::detached(key),

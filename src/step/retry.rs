@@ -19,7 +19,7 @@ use crate::time::Timestamp;
 impl Ticket {
     /// The record of a step that has been tried before.
     pub(super) fn tried(&self) -> Option<&StepRecord> {
-        match &self.known {
+        match self.known.as_deref() {
             Some(Known::Waits(_, record)) => Some(record),
             _ => None,
         }
@@ -66,7 +66,7 @@ fn shortened(error: &ErrorRecord) -> ErrorRecord {
 pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Timestamp, delay: Duration) -> Ticket {
     let execution = ticket.execution.clone();
     let (now, start) = (execution.now(), &execution.start);
-    let mut record = match ticket.known.take() {
+    let mut record = match ticket.known.take().map(|known| *known) {
         Some(Known::Waits(_, record)) => *record,
         _ => StepRecord {
             key: ticket.key.to_string(),
@@ -87,10 +87,10 @@ pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Times
     error.step = Some(record.key.clone());
     add_try(&mut record.tries, record.attempts, &error, (started_at, now));
     // Known before it is stored: dropped in between, the next call of the key goes on with this.
-    ticket.known = Some(Known::Waits(ticket.index, Box::new(record.clone())));
+    ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
     let admitted = execution.means.store.admit_body(record.bytes()).await;
     let asked = Await { run: start.run, generation: start.generation, index: ticket.index, record, stored: false };
-    match execution.means.store.submit(Op::Await, asked, admitted).answer().await {
+    match execution.means.store.submit(|call| Op::Await(Box::new(call)), asked, admitted).answer().await {
         Ok(Settled::Open(_)) => due(ticket).await,
         Ok(Settled::Decided(_) | Settled::Refused) | Err(_) => {
             execution.stuck();

@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,64 +113,63 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
         }
         let _entered = span.enter();
         loop {
-            *state = match std::mem::replace(state, State::Never) {
-                State::Called(ticket, _) if ticket.execution.cancelled.is_cancelled() => {
-                    // Nothing may be recorded any more, and nothing recorded be gone on from.
-                    ticket.execution.stuck();
-                    State::Never
+            *state = match state {
+                // What waits longest is polled where it stands: to move it and put it back is dearer than to look.
+                State::Tried(trying) => {
+                    let result = ready!(trying.poll(cx));
+                    match state.take() {
+                        State::Tried(trying) => trying.conclude(result, retry.as_deref()),
+                        other => other,
+                    }
                 }
-                State::Called(ticket, _) if ticket.other_kind(StepKind::Run).is_some() => {
-                    let held = ticket.other_kind(StepKind::Run).unwrap_or(StepKind::Run);
-                    of_another_kind(&ticket, held, StepKind::Run);
-                    State::Never
+                State::Recording(ticket, _) => {
+                    let recorded = ready!(poll_recorded(ticket, cx));
+                    match state.take() {
+                        State::Recording(mut ticket, result) if recorded.is_some() => {
+                            ticket.execution.means.hooks.pass(Failpoint::CheckpointRecorded);
+                            ticket.done = true;
+                            return Poll::Ready(result.map_err(JobError::from_record));
+                        }
+                        _ => State::Never,
+                    }
                 }
-                State::Called(ticket, body) if ticket.tried().is_some() => {
-                    State::Retried(Box::pin(retry::due(ticket)), body)
-                }
-                State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
-                State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
-                State::Tried(mut trying) => match trying.poll(cx) {
-                    Poll::Ready(result) => trying.conclude(result, retry.as_deref()),
-                    Poll::Pending => {
-                        *state = State::Tried(trying);
-                        return Poll::Pending;
-                    }
-                },
-                State::Retried(mut waiting, body) => match waiting.as_mut().poll(cx) {
-                    Poll::Ready(ticket) => Try::begin(ticket, body, *timeout),
-                    Poll::Pending => {
-                        *state = State::Retried(waiting, body);
-                        return Poll::Pending;
-                    }
-                },
-                State::Admitted(mut admitting, outcome) => match admitting.as_mut().poll(cx) {
-                    Poll::Ready(admitted) => outcome.hand_over(admitted),
-                    Poll::Pending => {
-                        *state = State::Admitted(admitting, outcome);
-                        return Poll::Pending;
-                    }
-                },
-                State::Recording(mut ticket, result) => match poll_recorded(&mut ticket, cx) {
-                    Poll::Ready(Some(_)) => {
-                        ticket.execution.means.hooks.pass(Failpoint::CheckpointRecorded);
-                        ticket.done = true;
-                        return Poll::Ready(result.map_err(JobError::from_record));
-                    }
-                    Poll::Ready(None) => State::Never,
-                    Poll::Pending => {
-                        *state = State::Recording(ticket, result);
-                        return Poll::Pending;
-                    }
-                },
-                State::Replayed(mut replayed) => {
-                    let polled = replayed.as_mut().poll(cx);
-                    if polled.is_pending() {
-                        *state = State::Replayed(replayed);
-                    }
-                    return polled;
-                }
-                State::Detached(key) => return Poll::Ready(Err(detached(&key))),
                 State::Never => return Poll::Pending,
+                _ => match state.take() {
+                    State::Called(ticket, _) if ticket.execution.cancelled.is_cancelled() => {
+                        // Nothing may be recorded any more, and nothing recorded be gone on from.
+                        ticket.execution.stuck();
+                        State::Never
+                    }
+                    State::Called(ticket, _) if ticket.is_other_kind(StepKind::Run) => State::Never,
+                    State::Called(ticket, body) if ticket.tried().is_some() => {
+                        State::Retried(Box::pin(retry::due(ticket)), body)
+                    }
+                    State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
+                    State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
+                    State::Retried(mut waiting, body) => match waiting.as_mut().poll(cx) {
+                        Poll::Ready(ticket) => Try::begin(ticket, body, *timeout),
+                        Poll::Pending => {
+                            *state = State::Retried(waiting, body);
+                            return Poll::Pending;
+                        }
+                    },
+                    State::Admitted(mut admitting, outcome) => match admitting.as_mut().poll(cx) {
+                        Poll::Ready(admitted) => outcome.hand_over(admitted),
+                        Poll::Pending => {
+                            *state = State::Admitted(admitting, outcome);
+                            return Poll::Pending;
+                        }
+                    },
+                    State::Replayed(mut replayed) => {
+                        let polled = replayed.as_mut().poll(cx);
+                        if polled.is_pending() {
+                            *state = State::Replayed(replayed);
+                        }
+                        return polled;
+                    }
+                    State::Detached(key) => return Poll::Ready(Err(detached(&key))),
+                    waiting @ (State::Tried(_) | State::Recording(..) | State::Never) => waiting,
+                },
             }
         }
     }
@@ -178,6 +177,12 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
 
 pub(super) fn detached(key: &str) -> JobError {
     JobError::of_kind(ErrorKind::Detached, format!("step {key:?} was called after its body had ended"))
+}
+
+impl<T> State<'_, T> {
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, State::Never)
+    }
 }
 
 pub(super) fn span_of(ticket: &Ticket) -> Span {
@@ -410,7 +415,7 @@ fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T>
 /// Whether what was handed over is on disk, and what it was. `None`: it does not count, and the runtime ends the body.
 fn poll_recorded(ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Option<StepTold>> {
     let Some(handed) = &mut ticket.handed else { return Poll::Ready(None) };
-    let accepted = std::task::ready!(handed.pending.poll(cx));
+    let accepted = ready!(handed.pending.poll(cx));
     let handed = ticket.handed.take();
     Poll::Ready(match (accepted, handed) {
         (Ok(Accepted::Recorded), Some(handed)) => Some(handed.told),
@@ -436,7 +441,7 @@ async fn replay<T: DeserializeOwned>(mut ticket: Ticket) -> JobResult<T> {
 }
 
 pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
-    let (index, kind, outcome) = match ticket.known.take() {
+    let (index, kind, outcome) = match ticket.known.take().map(|known| *known) {
         Some(Known::Handed(_, handed)) => {
             ticket.handed = Some(handed);
             return match poll_fn(|cx| poll_recorded(ticket, cx)).await {
@@ -450,19 +455,13 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
         Some(Known::Waits(_, _)) | None => return never().await,
     };
     // It stays known, should this be dropped before it is done.
-    ticket.known = Some(Known::Replayed(index, kind, outcome.clone()));
+    ticket.known = Some(Box::new(Known::Replayed(index, kind, outcome.clone())));
     match outcome {
         ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
         ReplayOutcome::Output(json) => Ok(json),
         ReplayOutcome::Failed(record) => Err(record),
         ReplayOutcome::Open(_) => never().await,
     }
-}
-
-/// Ends the run: a key held another sort of step than the code asks for now.
-pub(super) fn of_another_kind(ticket: &Ticket, held: StepKind, asked: StepKind) {
-    let message = format!("step {:?} was a {held} and is a {asked} now", ticket.key);
-    ticket.execution.fail(ErrorKind::CheckpointMismatch, message);
 }
 
 /// A stored output as the type that is expected now; one that does not fit ends the run.

@@ -43,16 +43,16 @@ enum State<'a, T> {
 }
 
 /// What a step is to wait for.
-pub(super) struct Wanted {
-    pub(super) kind: StepKind,
-    pub(super) until: Until,
-    pub(super) signal: Option<String>,
+pub(crate) struct Wanted {
+    pub(crate) kind: StepKind,
+    pub(crate) until: Until,
+    pub(crate) signal: Option<String>,
     /// The run to be triggered first, or why it can't be.
-    pub(super) child: Option<Result<NewRun, Error>>,
+    pub(crate) child: Option<Result<NewRun, Error>>,
 }
 
 impl Wanted {
-    pub(super) fn new(kind: StepKind) -> Self {
+    pub(crate) fn new(kind: StepKind) -> Self {
         Wanted { kind, until: Until::Ever, signal: None, child: None }
     }
 
@@ -63,7 +63,7 @@ impl Wanted {
 
 /// How long a step waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Until {
+pub(crate) enum Until {
     Ever,
     /// From its first call on.
     For(Duration),
@@ -92,7 +92,7 @@ impl<T> StepWait<'_, T> {
     }
 
     /// The run to be triggered, unless that was done in an earlier execution.
-    pub(super) fn set_child(&mut self, child: impl FnOnce() -> Result<NewRun, Error>) {
+    pub(crate) fn set_child(&mut self, child: impl FnOnce() -> Result<NewRun, Error>) {
         if let State::Called(ticket, wanted) = &mut self.state
             && ticket.known.is_none()
         {
@@ -136,11 +136,10 @@ fn begin<'a, T: DeserializeOwned + Send + 'a>(ticket: Ticket, wanted: Wanted, sp
         execution.stuck();
         return Box::pin(never());
     }
-    if let Some(held) = ticket.other_kind(wanted.kind) {
-        run::of_another_kind(&ticket, held, wanted.kind);
+    if ticket.is_other_kind(wanted.kind) {
         return Box::pin(never());
     }
-    match &ticket.known {
+    match ticket.known.as_deref() {
         Some(Known::Replayed(..) | Known::Handed(..)) => Box::pin(replay(ticket, wanted.kind).instrument(span)),
         Some(Known::Waits(..)) | None => Box::pin(wait(ticket, wanted).instrument(span)),
     }
@@ -155,7 +154,7 @@ async fn replay<T: DeserializeOwned>(mut ticket: Ticket, kind: StepKind) -> JobR
 async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobResult<T> {
     let execution = ticket.execution.clone();
     let now = execution.now();
-    let (mut record, mut stored) = match ticket.known.take() {
+    let (mut record, mut stored) = match ticket.known.take().map(|known| *known) {
         Some(Known::Waits(_, record)) => (*record, true),
         _ => (first_record(&ticket, &wanted, now), false),
     };
@@ -163,7 +162,7 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
     loop {
         if stored {
             // It stays known, should this be dropped before it is done.
-            ticket.known = Some(Known::Waits(ticket.index, Box::new(record.clone())));
+            ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
         }
         let signals = execution.signals_heard();
         let start = &execution.start;
@@ -171,10 +170,10 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
             Await { run: start.run, generation: start.generation, index: ticket.index, record: record.clone(), stored };
         let admitted = Admitted::default();
         let answer = match child.take() {
-            None => execution.means.store.submit(Op::Await, asked, admitted).answer().await,
+            None => execution.means.store.submit(|call| Op::Await(Box::new(call)), asked, admitted).answer().await,
             Some(Ok(child)) => {
-                let spawn = Box::new(Spawn { step: asked, child });
-                execution.means.store.submit(Op::Spawn, spawn, admitted).answer().await
+                let spawn = Spawn { step: asked, child };
+                execution.means.store.submit(|call| Op::Spawn(Box::new(call)), spawn, admitted).answer().await
             }
             Some(Err(error)) => Err(error),
         };
@@ -190,7 +189,7 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
                 return run::record_failure(ticket, wanted.kind, now, error).await;
             }
         }
-        ticket.known = Some(Known::Waits(ticket.index, Box::new(record.clone())));
+        ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
         park(&mut ticket, record.open.clone().unwrap_or_default(), signals).await;
     }
 }

@@ -205,7 +205,10 @@ impl Disk {
         tail.set_sequence(self.next_sequence - 1);
         drop(numbers);
         drop(snapshot);
-        self.shared.write_tail(|held| *held = tail);
+        self.shared.write_tail(|held| {
+            tail.keep_live(held);
+            *held = tail;
+        });
         self.shared.swap(Some(db));
         Ok(())
     }

@@ -62,12 +62,13 @@ pub(crate) enum Op {
     WaitOver(RunId, RunId),
     Checkpoint(Call<Checkpoint, Accepted>),
     /// A step waits for something, or asks whether that has come.
-    Await(Call<Await, Settled>),
+    Await(Box<Call<Await, Settled>>),
     /// A step triggers a run.
-    Spawn(Call<Box<Spawn>, Settled>),
-    Signal(Call<Signal, ()>),
-    End(Call<End, Accepted>),
-    Notes(Call<NotesOf, Accepted>),
+    Spawn(Box<Call<Spawn, Settled>>),
+    Signal(Box<Call<Signal, ()>>),
+    // Boxed: an operation is moved five times on its way, and most are checkpoints.
+    End(Box<Call<End, Accepted>>),
+    Notes(Box<Call<NotesOf, Accepted>>),
     /// The body of that lease is really gone.
     Stopped(RunId, Generation),
     /// Start no new run, or go on; answered when it is in force.
@@ -85,6 +86,18 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    pub(crate) fn end(call: Call<End, Accepted>) -> Op {
+        Op::End(Box::new(call))
+    }
+
+    pub(crate) fn signal(call: Call<Signal, ()>) -> Op {
+        Op::Signal(Box::new(call))
+    }
+
+    pub(crate) fn notes(call: Call<NotesOf, Accepted>) -> Op {
+        Op::Notes(Box::new(call))
+    }
+
     /// About what it adds to a commit.
     pub(crate) fn bytes(&self) -> usize {
         match self {

@@ -14,30 +14,58 @@ use super::{Fault, Store};
 use crate::codec::keys::{self, Key};
 use crate::error::Error;
 use crate::id::RunId;
-use crate::run::{Run, RunFilter};
+use crate::run::{Run, RunFilter, RunStatus};
 
 /// Seeks in an index before a new view is taken.
 const SEEKS_MAX: usize = 2_000;
 
-/// A condition: any of these prefixes of an index.
-struct Source {
-    table: Table,
-    prefixes: Vec<Key>,
+/// A condition.
+enum Source {
+    /// Any of these prefixes of an index.
+    Prefixes(Table, Vec<Key>),
+    /// Any of these statuses.
+    Statuses(Vec<RunStatus>),
 }
 
 impl Source {
     /// The greatest run up to `upto` that satisfies the condition.
     fn seek(&self, view: &View<'_>, upto: RunId) -> Result<Option<RunId>, Fault> {
         let mut best = None;
-        for prefix in &self.prefixes {
-            let mut upper = prefix.to_vec();
-            upper.extend_from_slice(upto.as_bytes());
-            let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
-            let found = view.first(self.table, range, Direction::Backward)?;
-            best = best.max(found.and_then(|(key, _)| keys::read_run(&key)));
+        match self {
+            Source::Prefixes(table, prefixes) => {
+                for prefix in prefixes {
+                    best = best.max(greatest(view, *table, prefix, upto)?);
+                }
+            }
+            Source::Statuses(statuses) => {
+                for status in statuses {
+                    best = best.max(of_status(view, *status, upto)?);
+                }
+            }
         }
         Ok(best)
     }
+}
+
+fn greatest(view: &View<'_>, table: Table, prefix: &Key, upto: RunId) -> Result<Option<RunId>, Fault> {
+    let mut upper = prefix.to_vec();
+    upper.extend_from_slice(upto.as_bytes());
+    let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
+    let found = view.first(table, range, Direction::Backward)?;
+    Ok(found.and_then(|(key, _)| keys::read_run(&key)))
+}
+
+/// Pending runs and leased ones stand together; the leased are those that execute.
+fn of_status(view: &View<'_>, status: RunStatus, upto: RunId) -> Result<Option<RunId>, Fault> {
+    if status == RunStatus::Leased {
+        return Ok(view.executing(upto));
+    }
+    let prefix = keys::by_status_prefix(status);
+    let mut found = greatest(view, Table::ByStatus, &prefix, upto)?;
+    while let Some(run) = found.filter(|run| status == RunStatus::Pending && view.live(*run).is_some()) {
+        found = before(run).map(|upto| greatest(view, Table::ByStatus, &prefix, upto)).transpose()?.flatten();
+    }
+    Ok(found)
 }
 
 /// A search that goes on over several views.
@@ -104,8 +132,7 @@ impl Search {
     fn sources(&self, names: &Names) -> Option<Vec<Source>> {
         let mut sources = Vec::new();
         if !self.filter.statuses.is_empty() {
-            let prefixes = self.filter.statuses.iter().map(|status| keys::by_status_prefix(*status)).collect();
-            sources.push(Source { table: Table::ByStatus, prefixes });
+            sources.push(Source::Statuses(self.filter.statuses.iter().copied().collect()));
         }
         if !self.filter.jobs.is_empty() {
             let wanted = names.iter().filter(|(_, name)| self.filter.jobs.iter().any(|job| **job == ***name));
@@ -113,13 +140,13 @@ impl Search {
             if prefixes.is_empty() {
                 return None;
             }
-            sources.push(Source { table: Table::ByJob, prefixes });
+            sources.push(Source::Prefixes(Table::ByJob, prefixes));
         }
         for (key, value) in &self.filter.labels {
-            sources.push(Source { table: Table::ByLabel, prefixes: vec![keys::by_label_prefix(key, value)] });
+            sources.push(Source::Prefixes(Table::ByLabel, vec![keys::by_label_prefix(key, value)]));
         }
         if sources.is_empty() {
-            sources.push(Source { table: Table::Runs, prefixes: vec![Key::from(&[][..])] });
+            sources.push(Source::Prefixes(Table::Runs, vec![Key::from(&[][..])]));
         }
         Some(sources)
     }

@@ -156,20 +156,22 @@ pub(super) fn rowset(view: &View<'_>, run: RunId, payloads: bool) -> Result<Opti
     let key = run.as_bytes();
     let Some(row) = view.get(Table::Runs, key)? else { return Ok(None) };
     let (record, input) = codec::open::<RunRecord>(Table::Runs, key, &row)?;
-    let mut state = match view.get(Table::States, key)? {
-        Some(row) => codec::open::<StateRecord>(Table::States, key, &row)?.0,
-        None => StateRecord::default(),
+    let (mut state, with_state) = match view.get(Table::States, key)? {
+        Some(row) => codec::open::<StateRecord>(Table::States, key, &row)?,
+        None => Default::default(),
     };
     if let Some(live) = view.live(run) {
         state.steps_completed = live.steps_completed;
         state.step_index = live.step_index;
         state.updated_at = Some(live.updated_at);
     }
-    let output = if payloads && state.status == RunStatus::Completed.to_byte() {
+    let output = if !payloads || state.status != RunStatus::Completed.to_byte() {
+        None
+    } else if !with_state.is_empty() {
+        Some(with_state)
+    } else {
         let row = view.get(Table::Outputs, key)?;
         row.map(|row| codec::open::<()>(Table::Outputs, key, &row)).transpose()?.map(|(_, output)| output)
-    } else {
-        None
     };
     Ok(Some(Rowset { record, state, input, output }))
 }

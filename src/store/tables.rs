@@ -7,12 +7,12 @@
 //! | `blobs` | blob `u64`, ascending | one record over 16 KiB, whose row holds a reference |
 //! | [`Table::Jobs`] | job name | `JobRecord`: the job's number |
 //! | [`Table::Runs`] | run | `RunRecord`, payload the input |
-//! | [`Table::States`] | run | `StateRecord` |
-//! | [`Table::Outputs`] | run | payload the output |
+//! | [`Table::States`] | run | `StateRecord`, payload an output of up to 1 KiB |
+//! | [`Table::Outputs`] | run | payload an output that is larger |
 //! | [`Table::Steps`] | run, lowest index `u32` | a block of steps (see [`steps`](super::steps)), each a `StepRecord`, payload its output |
 //! | [`Table::Logs`] | run, line `u32` | `LogRecord`, payload the fields |
 //! | [`Table::Idempotency`] | job `u32`, key | run |
-//! | [`Table::ByStatus`] | status `u8`, run | pending: `LineRecord`; suspended: `SleepRecord`; else – |
+//! | [`Table::ByStatus`] | status `u8`, run | pending and leased, which stand together: `LineRecord` as of when it was pending; suspended: `SleepRecord`; else – |
 //! | [`Table::ByJob`] | job `u32`, run | – |
 //! | [`Table::ByLabel`] | length, label key, length, label value, run | – |
 //! | [`Table::Ended`] | completion time `u64` ms, run | – |

@@ -100,6 +100,20 @@ impl Tail {
         self.live.get(&run)
     }
 
+    /// The greatest executing run up to one.
+    pub(crate) fn executing(&self, upto: RunId) -> Option<RunId> {
+        self.live.range(..=upto).next_back().map(|(run, _)| *run)
+    }
+
+    pub(crate) fn all_executing(&self) -> impl Iterator<Item = RunId> + '_ {
+        self.live.keys().copied()
+    }
+
+    /// Takes over which runs execute, for a tail that was read again.
+    pub(crate) fn keep_live(&mut self, before: &mut Tail) {
+        self.live = std::mem::take(&mut before.live);
+    }
+
     /// Brings an executing run's counters up to date, or forgets them.
     pub(crate) fn set_live(&mut self, run: RunId, live: Option<Live>) {
         match live {

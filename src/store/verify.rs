@@ -18,12 +18,14 @@ use super::file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
-use crate::codec::records::{JobRecord, LineRecord, LogRecord, RunRecord, StateRecord, StepRecord, TallyRecord};
+use crate::codec::records::{
+    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord,
+};
 use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::time::SystemClock;
+use crate::time::{SystemClock, Timestamp};
 
 /// Problems that are listed; more are counted only.
 const LISTED_MAX: usize = 1_000;
@@ -135,6 +137,8 @@ impl Store {
 struct Known {
     job: u32,
     status: RunStatus,
+    /// The one that counts.
+    deadline: Option<Timestamp>,
 }
 
 struct Audit<'v, 'a> {
@@ -234,7 +238,8 @@ impl Audit<'_, '_> {
         let record = codec::open::<RunRecord>(Table::Runs, key, &row);
         let (Ok((record, _)), Ok(state)) = (record, state) else { return Ok(Some(Err(()))) };
         let status = RunStatus::from_byte(state.status);
-        Ok(Some(status.map(|status| Known { job: record.job, status }).ok_or(())))
+        let deadline = record.deadline.filter(|_| !state.resumed);
+        Ok(Some(status.map(|status| Known { job: record.job, status, deadline }).ok_or(())))
     }
 
     fn jobs(&mut self) -> Result<(), Fault> {
@@ -264,12 +269,12 @@ impl Audit<'_, '_> {
                 audit.has(Table::ByLabel, &keys::by_label(label, value, run), "a run is not in it")?;
             }
             let state = match audit.view.get(Table::States, key) {
-                Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).ok().map(|(state, _)| state),
-                Ok(None) => Some(StateRecord::default()),
+                Ok(Some(row)) => codec::open::<StateRecord>(Table::States, key, &row).ok(),
+                Ok(None) => Some(Default::default()),
                 Err(Fault::Corrupted(_)) => None,
                 Err(fault) => return Err(fault),
             };
-            let Some(state) = state else { return Ok(()) };
+            let Some((state, output)) = state else { return Ok(()) };
             let Some(status) = RunStatus::from_byte(state.status) else {
                 audit.problem("states", key, "unknown status");
                 return Ok(());
@@ -280,7 +285,7 @@ impl Audit<'_, '_> {
                 None if status.is_terminal() => audit.problem("states", key, "ended at no time"),
                 None => {}
             }
-            if status == RunStatus::Completed {
+            if status == RunStatus::Completed && output.is_empty() {
                 audit.has(Table::Outputs, key, "a completed run is not in it")?;
             }
             let tally = audit.tallies.entry(record.job).or_default();
@@ -385,12 +390,55 @@ impl Audit<'_, '_> {
                 };
                 if !agrees {
                     audit.problem(table.name(), key, "its run says otherwise");
-                } else if table == Table::ByStatus && known.status == RunStatus::Pending {
-                    drop(audit.decoded::<LineRecord>(table, key, &row));
+                    return Ok(());
+                }
+                let deadline = match known.status {
+                    _ if table != Table::ByStatus => None,
+                    RunStatus::Pending => audit.decoded::<LineRecord>(table, key, &row).map(|line| line.deadline),
+                    RunStatus::Suspended => audit.decoded::<SleepRecord>(table, key, &row).map(|sleep| sleep.deadline),
+                    RunStatus::Leased => {
+                        drop(audit.decoded::<LineRecord>(table, key, &row));
+                        None
+                    }
+                    _ => None,
+                };
+                if deadline.is_some_and(|deadline| deadline != known.deadline) {
+                    audit.problem(table.name(), key, "its run has another deadline");
                 }
                 Ok(())
             })?;
         }
+        for table in [Table::Signals, Table::Children] {
+            self.each(table, |audit, key, row| {
+                let owner = key.get(..RunId::BYTES).and_then(RunId::from_slice);
+                match owner.map(|run| audit.known(run)).transpose()? {
+                    None => audit.problem(table.name(), key, "not of a run"),
+                    Some(None) => audit.problem(table.name(), key, "its run is missing"),
+                    Some(Some(_)) if table == Table::Signals => drop(audit.decoded::<()>(table, key, &row)),
+                    Some(Some(_)) => {
+                        if let Some(child) = keys::read_run(key)
+                            && audit.known(child)?.is_none()
+                        {
+                            audit.problem(table.name(), key, "the child is missing");
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        self.each(Table::Awaiters, |audit, key, _| {
+            match keys::read_awaiter(key) {
+                None => audit.problem("awaiters", key, "not of a step"),
+                Some((awaited, ..)) => match audit.known(awaited)? {
+                    Some(Ok(Known { status, .. })) if status.is_terminal() => {
+                        audit.problem("awaiters", key, "what it waits for has ended");
+                    }
+                    None => audit.problem("awaiters", key, "what it waits for is missing"),
+                    Some(_) => {}
+                },
+            }
+            Ok(())
+        })?;
         self.each(Table::Idempotency, |audit, key, row| {
             let Some(run) = RunId::from_slice(&row) else {
                 audit.problem("idempotency", key, "not a run id");

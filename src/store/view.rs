@@ -116,9 +116,29 @@ impl<'a> View<'a> {
         self.tail.live(run)
     }
 
+    /// The runs that execute.
+    pub(super) fn all_executing(&self) -> impl Iterator<Item = RunId> + '_ {
+        self.tail.all_executing()
+    }
+
+    /// The greatest executing run up to one.
+    pub(crate) fn executing(&self, upto: RunId) -> Option<RunId> {
+        self.tail.executing(upto)
+    }
+
     /// Visits the rows of a table as they stand, with references where values are large.
     pub(super) fn stored(&self, table: Table, visit: &mut Visit<'_>) -> Result<(), Fault> {
-        self.walk(None, table, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, visit)
+        self.stored_in(table, (Bound::Unbounded, Bound::Unbounded), visit)
+    }
+
+    /// Visits those of a range.
+    pub(super) fn stored_in(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Fault> {
+        self.walk(None, table, range, Direction::Forward, visit)
     }
 
     pub(super) fn tail(&self) -> &Tail {

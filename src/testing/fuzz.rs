@@ -127,6 +127,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 front: true,
                 ticket: run,
                 blocked: false,
+                touched: true,
                 holds: true,
                 not_before: Some(at),
                 deadline: Some(at),
@@ -172,8 +173,10 @@ pub fn keys(bytes: &[u8]) {
     sorts("jobs", [keys::by_job(a.number, a.run), keys::by_job(b.number, b.run)], {
         (a.number, a.run).cmp(&(b.number, b.run))
     });
+    // Leased runs stand with the pending ones.
     sorts("statuses", [keys::by_status(a.status, a.run), keys::by_status(b.status, b.run)], {
-        (a.status.to_byte(), a.run).cmp(&(b.status.to_byte(), b.run))
+        let place = |status: RunStatus| if status == RunStatus::Leased { RunStatus::Pending } else { status };
+        (place(a.status).to_byte(), a.run).cmp(&(place(b.status).to_byte(), b.run))
     });
     sorts("idempotency keys", [keys::idempotency(a.number, &a.text), keys::idempotency(b.number, &b.text)], {
         (a.number, a.text.as_bytes()).cmp(&(b.number, b.text.as_bytes()))

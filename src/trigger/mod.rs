@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 mod call;
+mod child;
 pub(crate) mod labels;
 mod options;
 mod wait;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use call::send;
 pub use call::{JsonTrigger, TriggerAndWait, TriggerCall};
+pub use child::StepCall;
 pub use options::Trigger;
 pub(crate) use options::{Options, trigger_options};
 pub use wait::{Finished, WaitForRun};

@@ -123,6 +123,35 @@ async fn an_item_replaces_an_earlier_one_of_its_batch_and_the_answers_are_as_com
     assert_eq!(within(runs[2].output()).await.expect("completes"), 3);
 }
 
+/// SPEC 4, Concurrency key: the items of a batch are decided in order. What one replaces has ended for those after it.
+#[tokio::test]
+async fn an_item_reuses_the_idempotency_key_of_a_run_that_an_earlier_one_has_replaced() {
+    let durably = paused().await;
+    let job = durably.register(echo("job")).expect("registers");
+    let keyed = |input| Trigger::new(input).idempotency_key("key");
+    let replacing = |input| Trigger::new(input).concurrency_key("busy").on_conflict(OnConflict::Replace);
+
+    let stored = job.trigger(0).idempotency_key("key").concurrency_key("busy").await.expect("triggers").id();
+    let items = [keyed(1).reuse_after_failure(), replacing(2), keyed(3), keyed(4).reuse_after_failure(), keyed(5)];
+    let runs = job.batch_trigger(items).await.expect("triggers");
+    let holders: Vec<_> = runs.iter().map(|run| (run.id(), run.disposition())).collect();
+    let (newest, created) = (runs[3].id(), Disposition::Created);
+    assert_eq!((holders[0], holders[2]), ((stored, Disposition::Idempotent), (stored, Disposition::Idempotent)));
+    assert_eq!((holders[1].1, holders[3].1), (created, created));
+    assert_eq!(holders[4], (newest, Disposition::Idempotent));
+
+    // The same of an item's own run: the one without reuse still gets the one that was replaced.
+    let other = |input| Trigger::new(input).idempotency_key("other");
+    let items = [other(1).concurrency_key("busy"), replacing(2), other(3), other(4).reuse_after_failure(), other(5)];
+    let runs = job.batch_trigger(items).await.expect("triggers");
+    assert_eq!(runs[2].id(), runs[0].id());
+    assert_eq!((runs[3].disposition(), runs[4].id()), (created, runs[3].id()));
+    for (key, holder) in [("key", newest), ("other", runs[3].id())] {
+        let again = job.trigger(9).idempotency_key(key).await.expect("triggers");
+        assert_eq!(again.id(), holder, "{key}");
+    }
+}
+
 #[tokio::test]
 async fn p_batch_07_a_repeat_of_an_idempotency_key_is_the_earlier_items_run() {
     let durably = memory().await;

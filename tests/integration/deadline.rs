@@ -11,7 +11,8 @@ use crate::support::{
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn with_clock(clock: &ManualClock) -> Durably {
-    Durably::builder().clock(clock.clone()).in_memory().await.unwrap()
+    let grace = Duration::from_millis(50);
+    Durably::builder().cancel_grace(grace).clock(clock.clone()).in_memory().await.unwrap()
 }
 
 /// What is due is looked at with the next operation.
@@ -118,8 +119,7 @@ async fn an_executing_body_is_told_and_nothing_of_it_is_recorded_any_more() {
 async fn a_body_that_does_not_listen_is_dropped_and_holds_its_key_until_then() {
     within(async {
         let clock = ManualClock::new();
-        let builder = Durably::builder().cancel_grace(Duration::from_millis(50)).clock(clock.clone());
-        let durably = builder.in_memory().await.unwrap();
+        let durably = with_clock(&clock).await;
         let (gate, dropped) = (Gate::new(), Count::default());
         let job = durably
             .register(job_with("job", (gate.clone(), dropped.clone()), |step: Step, _, (gate, dropped)| async move {

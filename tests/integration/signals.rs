@@ -198,6 +198,34 @@ async fn what_can_not_be_sent_is_refused_with_a_type() {
 }
 
 #[tokio::test]
+async fn a_run_that_was_sent_a_signal_before_its_first_start_starts_as_any_other_and_takes_it_with_it() {
+    within(async {
+        let file = TempFile::new();
+        let (here, there) = {
+            let durably = file.open_paused().await;
+            let job = durably.register(taker("job")).unwrap();
+            let (here, there) = (job.trigger(0).await.unwrap().id(), job.trigger(0).await.unwrap().id());
+            durably.signal(here, "other", "x").await.unwrap();
+            durably.signal(there, "other", "x").await.unwrap();
+            let mut events = durably.events();
+            durably.run_until_idle(Some(1)).await.unwrap();
+            next_event(&mut events, |event| matches!(event.kind, EventKind::RunCompleted { .. })).await;
+            (here, there)
+        };
+        let durably = file.open().await;
+        durably.register(taker("job")).unwrap();
+        for run in [here, there] {
+            ended(&durably, run).await;
+            durably.delete_run(run).await.unwrap();
+        }
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{found:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_deleted_run_takes_its_signals_with_it() {
     within(async {
         let file = TempFile::new();

@@ -9,7 +9,7 @@ mod signals;
 mod suites;
 mod teeth;
 
-use suites::suite::{Plan, Suite, Until};
+use suites::suite::{Plan, Suite, Until, tier};
 use suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, shutdown, simulation};
 
 fn seed() -> u64 {
@@ -26,6 +26,7 @@ fn hold(suite: &Suite) {
         seed: seed(),
         until: Until::Cases(suite.cases_of_tier()),
         bug: None,
+        thorough: tier() > 0,
         trace: std::env::var_os("DURABLY_TEST_TRACE").is_some(),
     };
     let report = (suite.run)(&plan);
@@ -87,6 +88,11 @@ fn every_suite_has_a_name_of_its_own() {
 #[test]
 fn nothing_acknowledged_is_lost_with_the_power() {
     hold(&powerloss::SUITE);
+}
+
+#[test]
+fn small_workloads_survive_every_loss_of_power_that_there_can_be() {
+    hold(&powerloss::words::SUITE);
 }
 
 #[test]

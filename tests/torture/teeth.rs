@@ -64,7 +64,8 @@ fn every_planted_defect_is_found() {
             continue;
         }
         let seed = crate::seed();
-        let report = (suite.run)(&Plan { seed, until: Until::Cases(*cases), bug: Some(*bug), trace: false });
+        let report =
+            (suite.run)(&Plan { seed, until: Until::Cases(*cases), bug: Some(*bug), thorough: false, trace: false });
         match report.violations.first() {
             Some(found) => eprintln!("{bug:?}: found by {} in case {}: {}", suite.name, report.cases, found.what),
             None => missed.push(format!("{bug:?} by {} in {} cases, seed {seed}", suite.name, report.cases)),

@@ -114,7 +114,7 @@ fn only_the_lease_in_force_writes() {
     let refuses = |generation| {
         let notes = NotesOf { run, generation, notes: Notes::default() };
         assert_eq!(world.checkpoint(run, generation, 7, "late"), Accepted::Refused);
-        assert_eq!(world.ask(Op::Notes, notes).expect("answered"), Accepted::Refused);
+        assert_eq!(world.ask(Op::notes, notes).expect("answered"), Accepted::Refused);
         assert_eq!(world.end(run, generation, Outcome::Completed(json("late")), true), Accepted::Refused);
         world.stopped(run, generation);
     };

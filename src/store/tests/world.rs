@@ -363,7 +363,7 @@ impl World {
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {
         let notes = Notes::default();
         let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes };
-        self.ask(Op::End, end).expect("bodies get no errors")
+        self.ask(Op::end, end).expect("bodies get no errors")
     }
 
     pub(super) fn complete(&self, run: RunId, generation: Generation) -> Accepted {

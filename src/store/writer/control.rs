@@ -191,7 +191,7 @@ impl Writer {
 
     /// Deletes the rows of a terminal run, all of them.
     fn delete_run(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded) -> Result<(), Fault> {
-        let Loaded { record, state, .. } = loaded;
+        let Loaded { record, state, output, .. } = loaded;
         let status = loaded.status();
         if state.steps_bytes > 0 {
             turn.stage.change_steps(run, Change::Clear);
@@ -222,7 +222,7 @@ impl Writer {
         }
         turn.stage.delete(Table::ByStatus, keys::by_status(status, run));
         turn.stage.delete(Table::ByJob, keys::by_job(record.job, run));
-        if status == RunStatus::Completed {
+        if status == RunStatus::Completed && output.is_empty() {
             turn.stage.delete(Table::Outputs, keys::run(run));
         }
         turn.stage.delete(Table::States, keys::run(run));

@@ -14,7 +14,7 @@ use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
@@ -30,7 +30,7 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
-            match turn.load(claim.run) {
+            match turn.load_as(claim.run, claim.untouched) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
                 Err(Fault::Corrupted(row)) => self.pass_over(turn, &claim, &row.to_string()),
@@ -49,7 +49,7 @@ impl Writer {
     }
 
     fn lease(&mut self, turn: &mut Turn<'_>, claim: &Claim, loaded: Loaded) {
-        let Loaded { record, input, mut state } = loaded;
+        let Loaded { record, input, mut state, .. } = loaded;
         let run = claim.run;
         let fresh = claim.generation == 1;
         // A run that was cancelled before its first start and then resumed has a state already.
@@ -64,7 +64,6 @@ impl Writer {
         state.ticket = None;
         state.blocked = None;
         turn.put_state(run, &state, stateless);
-        self.move_status(turn, run, RunStatus::Pending, RunStatus::Leased, fresh);
         let job_name = self.jobs.names.get(&record.job).cloned().unwrap_or_else(|| "".into());
         let subject = subject(run, &job_name, &record);
         let kind = EventKind::RunLeased {
@@ -151,9 +150,9 @@ impl Writer {
         if self.engine.fence(run, generation) != Fence::Ended {
             return Ok(Accepted::Refused);
         }
-        let Some(Loaded { mut state, .. }) = turn.load(run)? else { return Ok(Accepted::Refused) };
+        let Some(Loaded { mut state, output, .. }) = turn.load(run)? else { return Ok(Accepted::Refused) };
         if write_notes(turn, run, &mut state, notes, keep) {
-            turn.put_state(run, &state, false);
+            turn.put_ended(run, &state, &output);
         }
         Ok(Accepted::Recorded)
     }
@@ -173,11 +172,16 @@ impl Writer {
         state.updated_at = Some(turn.now);
         match &end.outcome {
             Outcome::Completed(output) => {
-                turn.stage.insert(Table::Outputs, keys::run(run), codec::seal(&(), output));
                 turn.ends.push((run, Ended::Completed(output.clone())));
                 self.tell_awaiters(turn, run, &Ok(output.clone()))?;
                 let kind = EventKind::RunCompleted { output: Payload::new(output), duration: end.duration };
                 self.conclude(turn, run, &body, &mut state, RunStatus::Completed, kind)?;
+                if output.len() <= OUTPUT_WITH_STATE_BYTES_MAX {
+                    turn.put_ended(run, &state, output);
+                } else {
+                    turn.stage.insert(Table::Outputs, keys::run(run), codec::seal(&(), output));
+                    turn.put_state(run, &state, false);
+                }
             }
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
@@ -287,7 +291,10 @@ impl Writer {
             self.delete_logs(turn, run)?;
             state.logs = LogTally { next: state.logs.next, first: state.logs.next, ..LogTally::default() };
         }
-        turn.put_state(run, state, false);
+        // A completed run's is written with its output.
+        if status != RunStatus::Completed {
+            turn.put_state(run, state, false);
+        }
         self.move_status(turn, run, from, status, state.generation <= 1);
         turn.stage.put(Table::Ended, keys::ended(turn.now, run), Vec::new());
         self.tally(turn, record.job, status, 1);
@@ -366,6 +373,7 @@ pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) ->
         front: state.front,
         ticket: state.ticket,
         blocked,
+        touched: false,
         holds: false,
         not_before: None,
         deadline: deadline_of(record, state),

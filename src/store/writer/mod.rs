@@ -591,7 +591,7 @@ impl Writer {
                 duration: Duration::ZERO,
                 notes: Notes::default(),
             };
-            Op::End(Call::new(end, Admitted::default()).0)
+            Op::end(Call::new(end, Admitted::default()).0)
         });
         let ends: Vec<Op> = ends.collect();
         if ends.is_empty() { ControlFlow::Continue(()) } else { self.turn(ends) }

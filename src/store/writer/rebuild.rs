@@ -3,6 +3,7 @@
 //! At open, runs that were leased crashed with the last process and become pending. After a reopening, the bodies that are
 //! alive keep their leases, and no crash is counted: the fault was ours.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ impl Writer {
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
+        turn.live.extend(view.all_executing().map(|run| (run, None)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
         for (job, limit) in self.jobs.registered.clone() {
@@ -47,9 +49,9 @@ impl Writer {
         }
         self.adopt_alive(&mut turn)?;
         self.engine.keep_waits(waits);
-        self.recover_leased(&mut turn)?;
+        let leased = self.recover_leased(&mut turn)?;
         self.read_sleepers(&mut turn)?;
-        self.queue_pending(&mut turn)?;
+        self.queue_pending(&mut turn, &leased)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
@@ -134,8 +136,8 @@ impl Writer {
             };
             let crashes = body.as_ref().filter(|body| !body.checkpointed).map_or(0, |body| body.state.crashes);
             let place = Place::new(true, run);
-            let (holds, not_before) = (true, None);
-            let queued = Queued { run, job, key, place, generation, crashes, holds, not_before };
+            let (touched, holds, not_before) = (false, true, None);
+            let queued = Queued { run, job, key, place, generation, crashes, touched, holds, not_before };
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
@@ -156,26 +158,28 @@ impl Writer {
         Ok(Some(body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
     }
 
-    /// Leased runs without a body crashed with their process.
-    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let mut leased = Vec::new();
-        turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Leased), &mut |key, _| {
-            leased.extend(keys::read_run(key));
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for run in leased {
+    /// Leased runs without a body crashed with their process. Gives those that stay leased.
+    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<BTreeSet<RunId>, Fault> {
+        let mut stay = BTreeSet::new();
+        for run in turn.maybe_leased()? {
             if self.alive.contains_key(&run) {
+                stay.insert(run);
                 continue;
             }
             let loaded = turn.load(run).and_then(|loaded| loaded.map(|loaded| summed(turn, run, loaded)).transpose());
             match loaded {
-                Ok(Some((loaded, sum))) => self.recover_one(turn, run, loaded, &sum)?,
+                Ok(Some((loaded, _))) if loaded.status() != RunStatus::Leased => continue,
+                Ok(Some((loaded, sum))) => {
+                    self.recover_one(turn, run, loaded, &sum)?;
+                    continue;
+                }
                 Ok(None) => tracing::error!(%run, "a leased run has no row"),
                 Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "a leased run can't be recovered"),
                 Err(fault) => return Err(fault),
             }
+            stay.insert(run);
         }
-        Ok(())
+        Ok(stay)
     }
 
     fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, sum: &Sum) -> Result<(), Fault> {
@@ -213,10 +217,13 @@ impl Writer {
         Ok(())
     }
 
-    fn queue_pending(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+    fn queue_pending(&mut self, turn: &mut Turn<'_>, leased: &BTreeSet<RunId>) -> Result<(), Fault> {
         let mut lines = Vec::new();
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Pending), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
+            if leased.contains(&run) {
+                return Ok(ControlFlow::Continue(()));
+            }
             match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
                 // Also what was put aside: the code may be another one now, so it is tried again.
                 Ok((line, _)) => lines.push((queued(run, &line), line.deadline)),

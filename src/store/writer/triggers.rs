@@ -51,6 +51,33 @@ pub(super) enum Replaced {
     Item(usize),
 }
 
+/// What the items of a batch that are decided already come to, for those after them.
+#[derive(Default)]
+struct Earlier<'a> {
+    /// The newest item that creates, by its idempotency key.
+    by_key: BTreeMap<(JobNumber, &'a str), usize>,
+    /// By its concurrency key.
+    waiting: BTreeMap<(JobNumber, &'a str), usize>,
+    replaced_runs: BTreeSet<RunId>,
+    replaced_items: BTreeSet<usize>,
+}
+
+impl<'a> Earlier<'a> {
+    fn creates(&mut self, at: usize, item: &'a NewRun, job: JobNumber, replaces: Option<&Replaced>) {
+        if let Some(idempotency) = &item.idempotency {
+            self.by_key.insert((job, &idempotency.key), at);
+        }
+        if let Some(concurrency) = &item.concurrency {
+            self.waiting.insert((job, &concurrency.key), at);
+        }
+        match replaces {
+            Some(Replaced::Run(run)) => drop(self.replaced_runs.insert(run.0)),
+            Some(Replaced::Item(item)) => drop(self.replaced_items.insert(*item)),
+            None => {}
+        }
+    }
+}
+
 impl Writer {
     /// Gives every job its number and the engine its limit.
     pub(super) fn register(&mut self, turn: &mut Turn<'_>, specs: &[JobSpec]) {
@@ -116,22 +143,16 @@ impl Writer {
         jobs: &[JobNumber],
     ) -> Result<Result<Vec<Decision>, Error>, Fault> {
         let mut decisions = Vec::with_capacity(items.len());
-        let mut by_key: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
-        let mut waiting: BTreeMap<(JobNumber, &str), usize> = BTreeMap::new();
+        let mut earlier = Earlier::default();
         for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
-            let decided = self.decide(turn, items, (item, *job), &by_key, &waiting)?;
+            let decided = self.decide(turn, items, (item, *job), &earlier)?;
             let decision = match decided {
                 Ok(decision) => decision,
                 Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
                 Err(error) => return Ok(Err(error)),
             };
-            if let Decision::Create { .. } = decision {
-                if let Some(idempotency) = &item.idempotency {
-                    by_key.insert((*job, &idempotency.key), at);
-                }
-                if let Some(concurrency) = &item.concurrency {
-                    waiting.insert((*job, &concurrency.key), at);
-                }
+            if let Decision::Create { replaces } = &decision {
+                earlier.creates(at, item, *job, replaces.as_ref());
             }
             decisions.push(decision);
         }
@@ -143,31 +164,39 @@ impl Writer {
         turn: &Turn<'_>,
         items: &[NewRun],
         (item, job): (&NewRun, JobNumber),
-        by_key: &BTreeMap<(JobNumber, &str), usize>,
-        waiting: &BTreeMap<(JobNumber, &str), usize>,
+        earlier: &Earlier<'_>,
     ) -> Result<Result<Decision, Error>, Fault> {
         if let Some(idempotency) = &item.idempotency {
-            if let Some(earlier) = by_key.get(&(job, idempotency.key.as_str())) {
-                let input_differs = items[*earlier].fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: None }));
+            let mismatch = |run| Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run }));
+            if let Some(at) = earlier.by_key.get(&(job, idempotency.key.as_str())).copied() {
+                // Of a new run that another item has replaced, only a time of nothing is over.
+                let over =
+                    items[at].idempotency.as_ref().and_then(|held| held.ttl).is_some_and(|ttl| ttl.as_millis() == 0);
+                let status =
+                    if earlier.replaced_items.contains(&at) { RunStatus::Cancelled } else { RunStatus::Pending };
+                if in_force(idempotency, status, over) {
+                    let input_differs = items[at].fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(None);
+                    }
+                    return Ok(Ok(Decision::RepeatOfItem { item: at, input_differs }));
                 }
-                return Ok(Ok(Decision::RepeatOfItem { item: *earlier, input_differs }));
-            }
-            if let Some(run) = turn.holder(job, &idempotency.key)?
+            } else if let Some(run) = turn.holder(job, &idempotency.key)?
                 && !(self.config.hooks.plants(Bug::IdempotencyFromStaleRead) && turn.creates(run))
                 && let Some(held) = turn.load(run)?
-                && in_force(idempotency, &held, turn.now)
             {
-                let input_differs = held.record.fingerprint != item.fingerprint;
-                if input_differs && idempotency.reject_changed_input {
-                    return Ok(Err(Error::IdempotencyMismatch { key: idempotency.key.clone(), run: Some(run) }));
+                let status = if earlier.replaced_runs.contains(&run) { RunStatus::Cancelled } else { held.status() };
+                if in_force(idempotency, status, expired(&held.record, turn.now)) {
+                    let input_differs = held.record.fingerprint != item.fingerprint;
+                    if input_differs && idempotency.reject_changed_input {
+                        return mismatch(Some(run));
+                    }
+                    return Ok(Ok(Decision::Repeat { run, status, input_differs }));
                 }
-                return Ok(Ok(Decision::Repeat { run, status: held.status(), input_differs }));
             }
         }
         let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
-        let in_batch = waiting.get(&(job, concurrency.key.as_str())).copied();
+        let in_batch = earlier.waiting.get(&(job, concurrency.key.as_str())).copied();
         let in_line = match in_batch {
             Some(_) => None,
             None => self.engine.waiting(job, &concurrency.key),
@@ -289,6 +318,7 @@ impl Writer {
             front,
             ticket,
             blocked: false,
+            touched: false,
             holds: false,
             not_before: record.not_before,
             deadline: record.deadline,
@@ -341,18 +371,18 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         place: Place::new(line.front, line.ticket.unwrap_or(run)),
         generation: line.generation,
         crashes: line.crashes,
+        touched: line.touched,
         holds: line.holds,
         not_before: line.not_before,
     }
 }
 
-/// Whether an idempotency key still stands for its run.
-fn in_force(asked: &Idempotency, held: &Loaded, now: Timestamp) -> bool {
-    let status = held.status();
+/// Whether an idempotency key still stands for its run, which is this far and whose time for it is over or not.
+fn in_force(asked: &Idempotency, status: RunStatus, over: bool) -> bool {
     if asked.reuse_after_failure && matches!(status, RunStatus::Failed | RunStatus::Cancelled) {
         return false;
     }
-    !status.is_terminal() || !expired(&held.record, now)
+    !status.is_terminal() || !over
 }
 
 /// Whether an idempotency key's time is over. One without a time lives as long as its run.

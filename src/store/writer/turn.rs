@@ -1,6 +1,7 @@
 //! One group while it is being built.
 
 use std::collections::BTreeSet;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +100,8 @@ pub(super) struct Loaded {
     pub(super) record: Arc<RunRecord>,
     pub(super) input: Bytes,
     pub(super) state: StateRecord,
+    /// The output that stands with the state; empty where there is none.
+    pub(super) output: Bytes,
 }
 
 impl Loaded {
@@ -153,17 +156,60 @@ impl<'v> Turn<'v> {
     }
 
     pub(super) fn load(&self, run: RunId) -> Result<Option<Loaded>, Fault> {
+        self.load_as(run, false)
+    }
+
+    /// Loads a run; its state is not looked for where it is `untouched`.
+    pub(super) fn load_as(&self, run: RunId, untouched: bool) -> Result<Option<Loaded>, Fault> {
         let key = run.as_bytes();
         let Some(bytes) = self.rows().get(Table::Runs, key)? else { return Ok(None) };
         let (record, input) = codec::open(Table::Runs, key, &bytes)?;
-        Ok(Some(Loaded { record: Arc::new(record), input, state: self.state(run)? }))
+        let (state, output) = if untouched { Default::default() } else { self.state(run)? };
+        Ok(Some(Loaded { record: Arc::new(record), input, state, output }))
     }
 
-    pub(super) fn state(&self, run: RunId) -> Result<StateRecord, Fault> {
+    fn state(&self, run: RunId) -> Result<(StateRecord, Bytes), Fault> {
         match self.rows().get(Table::States, run.as_bytes())? {
-            Some(bytes) => Ok(codec::open::<StateRecord>(Table::States, run.as_bytes(), &bytes)?.0),
-            None => Ok(StateRecord::default()),
+            Some(bytes) => Ok(codec::open(Table::States, run.as_bytes(), &bytes)?),
+            None => Ok(Default::default()),
         }
+    }
+
+    /// Of the runs that have not ended, those whose state says that they are leased, or can't be read here.
+    pub(super) fn maybe_leased(&self) -> Result<Vec<RunId>, Fault> {
+        /// So many states of others are passed by before the next run's is looked for by its key.
+        const PASSED_MAX: usize = 16;
+        let mut open = Vec::new();
+        self.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Leased), &mut |key, _| {
+            open.extend(keys::read_run(key));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let mut leased = Vec::new();
+        let mut open = open.into_iter().peekable();
+        while let Some(next) = open.peek().copied() {
+            let mut passed = 0;
+            let from = (Bound::Included(&next.as_bytes()[..]), Bound::Unbounded);
+            self.view.stored_in(Table::States, from, &mut |key, row| {
+                let Some(run) = keys::read_run(key) else { return Ok(ControlFlow::Continue(())) };
+                while open.next_if(|open| *open < run).is_some() {}
+                if open.next_if_eq(&run).is_none() {
+                    passed += 1;
+                } else {
+                    passed = 0;
+                    match codec::open::<StateRecord>(Table::States, key, &row) {
+                        Ok((state, _)) if state.status != RunStatus::Leased.to_byte() => {}
+                        _ => leased.push(run),
+                    }
+                }
+                let go_on = passed < PASSED_MAX && open.peek().is_some();
+                Ok(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })?;
+            if passed < PASSED_MAX {
+                // The states end before the next run: nothing was ever done to it, nor to those after it.
+                break;
+            }
+        }
+        Ok(leased)
     }
 
     /// The run that holds an idempotency key.
@@ -187,6 +233,11 @@ impl<'v> Turn<'v> {
         } else {
             self.stage.put(Table::States, keys::run(run), value);
         }
+    }
+
+    /// Writes the state of a run that has ended, with its output if that stands there.
+    pub(super) fn put_ended(&mut self, run: RunId, state: &StateRecord, output: &[u8]) {
+        self.stage.put(Table::States, keys::run(run), codec::seal(state, output));
     }
 
     /// Adds an event of this commit.

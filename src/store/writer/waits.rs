@@ -120,9 +120,14 @@ impl Writer {
         };
         Ok(match loaded.status() {
             RunStatus::Completed => {
-                let row = turn.rows().get(Table::Outputs, awaited.as_bytes())?;
-                let output = row.map(|row| codec::open::<()>(Table::Outputs, awaited.as_bytes(), &row)).transpose()?;
-                Some(Ok(output.map_or_else(|| Bytes::from_static(b"null"), |(_, output)| output)))
+                let output = if loaded.output.is_empty() {
+                    let row = turn.rows().get(Table::Outputs, awaited.as_bytes())?;
+                    let row = row.map(|row| codec::open::<()>(Table::Outputs, awaited.as_bytes(), &row)).transpose()?;
+                    row.map_or_else(|| Bytes::from_static(b"null"), |(_, output)| output)
+                } else {
+                    loaded.output
+                };
+                Some(Ok(output))
             }
             RunStatus::Failed => Some(Err(failed(awaited, loaded.state.error.as_ref()))),
             RunStatus::Cancelled => Some(Err(cancelled(awaited))),
@@ -263,6 +268,9 @@ impl Writer {
             state.signalled = true;
             state.updated_at = Some(turn.now);
             turn.put_state(run, &state, false);
+            if status == RunStatus::Pending {
+                self.touch(turn, run)?;
+            }
         }
         if status == RunStatus::Suspended
             && sleep_of(turn, run)?.is_some_and(|sleep| sleep.signals.iter().any(|other| **other == **name))
@@ -270,6 +278,16 @@ impl Writer {
             self.wake(turn, run)?;
         }
         Ok(Ok(()))
+    }
+
+    /// Notes that a pending run has a state, though it may never have started.
+    fn touch(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
+        let key = keys::by_status(RunStatus::Pending, run);
+        let Some(row) = turn.rows().get(Table::ByStatus, &key)? else { return Ok(()) };
+        let (line, _) = codec::open::<LineRecord>(Table::ByStatus, &key, &row)?;
+        turn.stage.put(Table::ByStatus, key, codec::seal(&LineRecord { touched: true, ..line }, &[]));
+        self.tell_engine(turn, EngineEvent::Touched { run });
+        Ok(())
     }
 
     /// Records the end of a run in the steps that wait for it, and wakes their runs.

@@ -8,8 +8,8 @@ use durably::testing::{Bug, fuzz};
 use durably::{Durably, Error, Job, Step};
 use serde_json::{Map, Value, json};
 
-use super::simulation::clock::SimClock;
-use super::simulation::disk::SimDisk;
+use super::clock::{SimClock, one_thread};
+use super::disk::SimDisk;
 use super::suite::{Plan, Report, Suite, Violation};
 
 pub const SUITE: Suite = Suite { name: "fuzz", run, cases: [80_000, 1_000_000_000, 10_000_000_000] };
@@ -189,8 +189,7 @@ fn run(plan: &Plan) -> Report {
         // A case alone, to be repeated by its seed, does both.
         if report.cases.is_multiple_of(RUNTIME_EVERY) {
             runtimes += 1;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-            let held = runtime.expect("a runtime without I/O").block_on(whole(seed, plan.bug));
+            let held = one_thread().block_on(whole(seed, plan.bug));
             report.violations.extend(held.err().map(|what| Violation { seed, what }));
         }
         let which = random.usize(..DECODERS.len());

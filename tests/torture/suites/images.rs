@@ -8,9 +8,9 @@ use durably::testing::{Bug, Disk, verify_on};
 use durably::{Durably, Error};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::ledger::{Act, Ledger, Life, Setup, Ticking, check};
-use super::powerloss::{empty, simulated};
-use super::simdisk::SimDisk;
+use super::clock::simulated;
+use super::disk::SimDisk;
+use super::program::{Act, Ledger, Life, Setup, check, empty};
 use super::suite::{Plan, Report, Suite, Violation};
 
 pub const SUITE: Suite = Suite { name: "images", run, cases: [3_000, 300_000, 3_000_000] };
@@ -91,7 +91,7 @@ impl Subject {
         let disk = SimDisk::of(empty.to_vec());
         let acts: Vec<Act> = (0..40).map(|_| Act::random(rng)).collect();
         let ledger = simulated(async {
-            let mut life = Life::begin(&setup, &disk, &Ticking::new(), Ledger::default()).await.expect("opens");
+            let mut life = Life::begin(&setup, &disk, Ledger::default()).await.expect("opens");
             for act in acts {
                 life.act(act).await.expect("acts");
             }
@@ -133,7 +133,7 @@ impl Subject {
             return Err("verifying it wrote to it".into());
         }
         simulated(async {
-            match self.setup.open(disk.clone(), &Ticking::new(), true).await {
+            match self.setup.open(&disk, true).await {
                 Err(error) => {
                     self.is_named(damage, &error)?;
                     if !matches!(damage, Damage::Row | Damage::JournalRow) && disk.at() > 0 {

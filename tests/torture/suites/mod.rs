@@ -1,18 +1,19 @@
 //! The suites there are. Shared by the test binary and by the example `torture`.
 
+pub mod clock;
+pub mod disk;
 pub mod faults;
 pub mod fuzz;
 pub mod images;
 pub mod kill9;
-pub mod ledger;
 pub mod model;
 pub mod overload;
 pub mod poison;
 pub mod powerloss;
 pub mod process;
+pub mod program;
 pub mod several;
 pub mod shutdown;
-pub mod simdisk;
 pub mod simulation;
 pub mod suite;
 
@@ -22,6 +23,7 @@ use suite::Suite;
 pub const ALL: &[Suite] = &[
     kill9::SUITE,
     powerloss::SUITE,
+    powerloss::words::SUITE,
     faults::SUITE,
     images::SUITE,
     simulation::SUITE,

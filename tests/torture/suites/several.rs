@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::suite::{Plan, Report, Violation};
+use super::suite::{Plan, Report, Violation, caught};
 
 /// Cases at a time. The same case gives the same history whatever runs beside it.
 const AT_A_TIME: usize = 3;
@@ -49,6 +50,18 @@ impl<'p> InTurn<'p> {
     }
 }
 
+/// The seeds of a plan, one after the other.
+pub fn in_order(plan: &Plan) -> impl FnMut() -> Option<u64> + Send + '_ {
+    let mut seeds = InTurn::new(plan, 1);
+    move || seeds.next()
+}
+
+/// The same, where what counts as a case of the plan is counted by what is done for a seed.
+pub fn until_done<'p>(plan: &'p Plan, done: &'p AtomicU64) -> impl FnMut() -> Option<u64> + Send + 'p {
+    let mut numbers = 0..;
+    move || numbers.next().filter(|_| plan.goes_on(done.load(Ordering::Relaxed))).map(|number| plan.seed_of(number))
+}
+
 /// What a case came to.
 #[derive(Debug, Default)]
 pub struct Case {
@@ -67,7 +80,7 @@ pub fn side_by_side(
     let work = || {
         loop {
             let seed = {
-                let mut state = state.lock().expect("no case panics");
+                let mut state = state.lock().expect("a case's panic ends there");
                 let found = state.1.violations.len();
                 if found >= VIOLATIONS || (planted && found > 0) {
                     return;
@@ -75,8 +88,9 @@ pub fn side_by_side(
                 let Some(seed) = (state.0)() else { return };
                 seed
             };
-            let done = case(seed);
-            let report = &mut state.lock().expect("no case panics").1;
+            let done = caught(|| Ok(case(seed)));
+            let done = done.unwrap_or_else(|what| Case { violation: Some(what), ..Case::default() });
+            let report = &mut state.lock().expect("a case's panic ends there").1;
             report.add(Report {
                 cases: 1,
                 faults: done.faults,
@@ -90,7 +104,7 @@ pub fn side_by_side(
             scope.spawn(work);
         }
     });
-    state.into_inner().expect("no case panics").1
+    state.into_inner().expect("a case's panic ends there").1
 }
 
 /// What a case has found. Its directory is kept, but for defects that were planted.

@@ -19,7 +19,7 @@ use super::kill9::child::Entered;
 use super::kill9::ledger::Ledger;
 use super::kill9::life::{Report as Said, Work};
 use super::process::{Next, Process, Role, number_of, on_threads, say, with_bug};
-use super::several::{Case, side_by_side, violation};
+use super::several::{Case, in_order, side_by_side, violation};
 use super::suite::{Plan, Report, Suite};
 
 pub const SUITE: Suite = Suite { name: "shutdown", run, cases: [12, 500, 5_000] };
@@ -52,13 +52,7 @@ pub struct Life {
 }
 
 fn run(plan: &Plan) -> Report {
-    let mut cases = 0;
-    let mut next = || {
-        let seed = plan.goes_on(cases).then(|| plan.seed_of(cases));
-        cases += 1;
-        seed
-    };
-    side_by_side(&mut next, plan.bug.is_some(), |seed| {
+    side_by_side(&mut in_order(plan), plan.bug.is_some(), |seed| {
         let directory = tempfile::tempdir().expect("a directory");
         let mut ledger = Ledger::default();
         let outcome = case(seed, plan, directory.path(), &mut ledger);

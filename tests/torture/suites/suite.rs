@@ -12,6 +12,8 @@ pub struct Plan {
     pub until: Until,
     /// The defect that the runtimes under test have.
     pub bug: Option<Bug>,
+    /// Do all that can be enumerated, and sample only what can't.
+    pub thorough: bool,
     /// Print what happens, where the suite keeps a trace.
     pub trace: bool,
 }
@@ -75,12 +77,17 @@ impl Suite {
         if let Ok(cases) = std::env::var("DURABLY_TEST_CASES") {
             return cases.parse().expect("DURABLY_TEST_CASES is a number");
         }
-        match std::env::var("DURABLY_TEST_TIER").as_deref() {
-            Ok("release") => self.cases[2],
-            Ok("nightly") => self.cases[1],
-            Ok("ci") | Err(_) => self.cases[0],
-            Ok(other) => panic!("DURABLY_TEST_TIER is {other:?}: there are ci, nightly and release"),
-        }
+        self.cases[tier()]
+    }
+}
+
+/// What `DURABLY_TEST_TIER` asks for: 0, 1 or 2.
+pub fn tier() -> usize {
+    match std::env::var("DURABLY_TEST_TIER").as_deref() {
+        Ok("release") => 2,
+        Ok("nightly") => 1,
+        Ok("ci") | Err(_) => 0,
+        Ok(other) => panic!("DURABLY_TEST_TIER is {other:?}: there are ci, nightly and release"),
     }
 }
 

@@ -143,12 +143,11 @@ impl Model {
     pub fn trigger(&mut self, items: &[Asked]) -> Result<Vec<Answer>, (usize, Refusal)> {
         let mut tried = self.clone();
         let mut answers: Vec<Answer> = Vec::new();
-        let mut own: BTreeMap<(usize, String), (Number, u64)> = BTreeMap::new();
         for (at, item) in items.iter().enumerate() {
             if !self.registered.contains_key(&item.job) {
                 return Err((at, Refusal::UnknownJob));
             }
-            let answer = tried.decide(item, &mut own, self).map_err(|refusal| (at, refusal))?;
+            let answer = tried.decide(item).map_err(|refusal| (at, refusal))?;
             answers.push(answer);
         }
         *self = tried;
@@ -156,23 +155,11 @@ impl Model {
         Ok(answers)
     }
 
-    fn decide(
-        &mut self,
-        item: &Asked,
-        own: &mut BTreeMap<(usize, String), (Number, u64)>,
-        before: &Model,
-    ) -> Result<Answer, Refusal> {
+    fn decide(&mut self, item: &Asked) -> Result<Answer, Refusal> {
         if let Some(key) = &item.idempotency {
-            let name = (item.job, key.clone());
-            // An earlier item of the same batch counts whatever became of it, and so does a run that one of them replaces: all
-            // items are decided before any of them is written.
-            let holder = own.get(&name).copied().or_else(|| {
-                let holder = *before.keys.get(&name)?;
-                let run = before.runs.get(&holder)?;
-                before.in_force(run, item.reuse).then_some((holder, run.input))
-            });
-            if let Some((run, input)) = holder {
-                let differs = input != item.input;
+            let holder = self.keys.get(&(item.job, key.clone())).map(|holder| (*holder, &self.runs[holder]));
+            if let Some((run, held)) = holder.filter(|(_, held)| self.in_force(held, item.reuse)) {
+                let differs = held.input != item.input;
                 if differs && item.reject_changed {
                     return Err(Refusal::Mismatch);
                 }
@@ -197,9 +184,6 @@ impl Model {
         if let Some(old) = replaced {
             self.end(old, RunStatus::Cancelled);
             self.run(old).replaced_by = Some(run);
-        }
-        if let Some(key) = &item.idempotency {
-            own.insert((item.job, key.clone()), (run, item.input));
         }
         Ok(Answer { run, disposition: Disposition::Created, differs: false })
     }

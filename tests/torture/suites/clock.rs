@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use durably::{Clock, Timestamp};
+use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 /// 2026-07-01, in the middle of what the wall clock may jump to.
@@ -64,4 +65,19 @@ impl Clock for SimClock {
         }
         state.last
     }
+}
+
+/// One thread, whose time moves when all that is on it waits.
+pub fn one_thread() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime without I/O")
+}
+
+/// A simulation that has not ended by then never does.
+const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Does this on one thread of its own.
+pub fn simulated<T>(body: impl Future<Output = T>) -> T {
+    // The clock runs ahead where nothing else is left to do.
+    let ended = one_thread().block_on(async { tokio::time::timeout(FOREVER, body).await });
+    ended.expect("something is waited for that never comes")
 }
