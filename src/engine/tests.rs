@@ -106,7 +106,8 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
             }
             Rings(secs, expected) => {
                 let wall = Timestamp::from_millis(secs * 1_000);
-                let rung: Vec<_> = std::iter::from_fn(|| engine.ring(wall)).map(|(run, alarm)| (number(run), alarm)).collect();
+                let rung: Vec<_> =
+                    std::iter::from_fn(|| engine.ring(wall)).map(|(run, alarm)| (number(run), alarm)).collect();
                 assert_eq!(rung, expected, "line {at}");
             }
         }
@@ -824,21 +825,22 @@ impl Model {
     fn may_start(&self, run: &Queued) -> bool {
         let of_job = self.executing.iter().filter(|body| body.queued.job == run.job).count();
         let limit = self.limits.get(&run.job).copied().unwrap_or(0);
-        let key = run.holds || run.key.as_ref().is_none_or(|(name, limit)| {
-            let executing = self.executing.iter().map(|body| &body.queued);
-            let woken = self.pending.iter().filter(|other| other.holds);
-            let holders: Vec<u32> = executing
-                .chain(woken)
-                .chain(self.asleep.iter().map(|(run, _)| run))
-                .filter_map(|holder| holder.key.as_ref())
-                .filter(|key| key.0 == *name)
-                .map(|key| key.1)
-                .collect();
-            let least = holders.iter().copied().fold(*limit, u32::min);
-            let waiting = self.pending.iter().filter(|other| key_of(other) == Some(name) && !other.holds);
-            let first = waiting.map(|other| other.place).min();
-            holders.len() < least as usize && first == Some(run.place)
-        });
+        let key = run.holds
+            || run.key.as_ref().is_none_or(|(name, limit)| {
+                let executing = self.executing.iter().map(|body| &body.queued);
+                let woken = self.pending.iter().filter(|other| other.holds);
+                let holders: Vec<u32> = executing
+                    .chain(woken)
+                    .chain(self.asleep.iter().map(|(run, _)| run))
+                    .filter_map(|holder| holder.key.as_ref())
+                    .filter(|key| key.0 == *name)
+                    .map(|key| key.1)
+                    .collect();
+                let least = holders.iter().copied().fold(*limit, u32::min);
+                let waiting = self.pending.iter().filter(|other| key_of(other) == Some(name) && !other.holds);
+                let first = waiting.map(|other| other.place).min();
+                holders.len() < least as usize && first == Some(run.place)
+            });
         !self.paused && self.executing.len() < self.slots && of_job < limit && key
     }
 
@@ -869,9 +871,19 @@ impl Model {
 #[derive(Debug, Clone)]
 enum Act {
     Register(JobNumber, u32),
-    Trigger { job: JobNumber, key: Option<(u8, u32)> },
-    Replace { job: JobNumber, key: u8 },
-    Recover { job: JobNumber, key: Option<(u8, u32)>, crashes: u32 },
+    Trigger {
+        job: JobNumber,
+        key: Option<(u8, u32)>,
+    },
+    Replace {
+        job: JobNumber,
+        key: u8,
+    },
+    Recover {
+        job: JobNumber,
+        key: Option<(u8, u32)>,
+        crashes: u32,
+    },
     Withdraw(usize),
     Checkpoint(usize),
     End(usize),
@@ -880,7 +892,11 @@ enum Act {
     Resume(usize),
     Suspend(usize, Option<u64>),
     Wake(usize),
-    Delay { job: JobNumber, key: Option<(u8, u32)>, secs: u64 },
+    Delay {
+        job: JobNumber,
+        key: Option<(u8, u32)>,
+        secs: u64,
+    },
     /// The wall clock says this, in seconds.
     Wall(u64),
     Pause(bool),

@@ -247,7 +247,9 @@ impl EventKind {
             | EventKind::StepCancelled { step, .. }
             | EventKind::RunSignalled { name: step } => step.len(),
             EventKind::StepCompleted { step, output, .. } => step.len() + output.len(),
-            EventKind::StepFailed { step, error, .. } | EventKind::StepRetrying { step, error, .. } => step.len() + error_bytes(error),
+            EventKind::StepFailed { step, error, .. } | EventKind::StepRetrying { step, error, .. } => {
+                step.len() + error_bytes(error)
+            }
             EventKind::LogWritten { step, message, data, .. } => {
                 step.as_ref().map_or(0, |step| step.len()) + message.len() + json_bytes(data)
             }

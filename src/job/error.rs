@@ -102,8 +102,13 @@ impl JobError {
     }
 
     pub(crate) fn of_kind(kind: ErrorKind, message: String) -> Self {
-        let record =
-            ErrorRecord { kind: kind.to_byte(), message: cut(message, ERROR_TEXT_BYTES_MAX), chain: Vec::new(), step: None, terminal: false };
+        let record = ErrorRecord {
+            kind: kind.to_byte(),
+            message: cut(message, ERROR_TEXT_BYTES_MAX),
+            chain: Vec::new(),
+            step: None,
+            terminal: false,
+        };
         JobError { record: Box::new(record) }
     }
 

@@ -313,7 +313,8 @@ impl fmt::Debug for StepCx {
 }
 
 impl StepCx {
-    /// Which try of the step this is, from 1.
+    /// Which attempt of the step this is, from 1. It counts on over crashes and restarts; one that a crash cut off does not
+    /// count.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }

@@ -88,7 +88,8 @@ pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Times
     add_try(&mut record.tries, record.attempts, &error, (started_at, now));
     // Known before it is stored: dropped in between, the next call of the key goes on with this.
     ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
-    let admitted = execution.means.store.admit_body(record.bytes()).await;
+    // Handed over at once: nothing may come between what is known here and what is to be stored.
+    let admitted = execution.means.store.try_admit_body(record.bytes()).unwrap_or_default();
     let asked = Await { run: start.run, generation: start.generation, index: ticket.index, record, stored: false };
     match execution.means.store.submit(|call| Op::Await(Box::new(call)), asked, admitted).answer().await {
         Ok(Settled::Open(_)) => due(ticket).await,

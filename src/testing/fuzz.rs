@@ -102,7 +102,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         3 => codec::seal(&(), b"[1,2,3]"),
         4 => {
-            let (key, tries) = (text(), vec![TryRecord { number: 7, error: error.clone(), started_at: at, failed_at: at }]);
+            let (key, tries) =
+                (text(), vec![TryRecord { number: 7, error: error.clone(), started_at: at, failed_at: at }]);
             let open = Some(WaitRecord { due: Some(at), signal: Some(text()), run });
             let step = StepRecord {
                 key,

@@ -489,7 +489,11 @@ async fn a_resumed_run_that_was_cancelled_between_attempts_goes_on_counting_unle
             suspended(&mut events).await;
             durably.cancel(run.id()).await.unwrap();
             let resume = durably.resume(run.id());
-            if clear { resume.clear_failures(["call"]).await.unwrap() } else { resume.await.unwrap() }
+            if clear {
+                resume.clear_failures(["call"]).await.unwrap()
+            } else {
+                resume.await.unwrap()
+            }
             suspended(&mut events).await;
             let step = durably.get_steps(run.id()).await.unwrap().remove(0);
             assert_eq!((step.attempts, calls.get()), (1, calls_after));

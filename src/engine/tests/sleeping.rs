@@ -47,7 +47,13 @@ fn alarms_ring_once_at_their_moment_and_in_their_order() {
         (
             "none before its moment, and none twice",
             1,
-            vec![suspended(asleep(1, Some(10))), rings(9, &[]), rings(10, &[(1, Wake)]), rings(10, &[]), rings(99, &[])],
+            vec![
+                suspended(asleep(1, Some(10))),
+                rings(9, &[]),
+                rings(10, &[(1, Wake)]),
+                rings(10, &[]),
+                rings(99, &[]),
+            ],
         ),
         (
             "by moment first, then by run, then a start before a wake before a deadline",
@@ -82,7 +88,11 @@ fn alarms_ring_once_at_their_moment_and_in_their_order() {
                 rings(u64::MAX / 1_000, &[(1, Wake), (2, Wake)]),
             ],
         ),
-        ("one that waits for no moment has no alarm", 1, vec![suspended(asleep(1, None)), rings(u64::MAX / 1_000, &[])]),
+        (
+            "one that waits for no moment has no alarm",
+            1,
+            vec![suspended(asleep(1, None)), rings(u64::MAX / 1_000, &[])],
+        ),
         (
             "one that was woken before its moment has none any more",
             1,
