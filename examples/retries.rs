@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use durably::{Durably, ErrorKind, EventKind, Events, Job, JobError, JobHandle, JobResult, Received, Retry, Step};
+use durably::{Durably, Error, EventKind, Events, Job, JobError, JobHandle, JobResult, Received, Retry, Step};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -103,10 +103,7 @@ async fn main() -> anyhow::Result<()> {
     println!("what is refused for good is not tried again");
     let yacht = jobs.trigger(Order { item: "yacht".into(), euros: 900_000 }).await?;
     match yacht.output().await {
-        Err(durably::Error::RunFailed { run }) => {
-            let error = run.error.filter(|error| error.kind == ErrorKind::Error);
-            println!("{}", error.map_or_else(String::new, |error| error.message));
-        }
+        Err(error @ Error::RunFailed { .. }) => println!("{error}"),
         other => anyhow::bail!("{other:?}"),
     }
     durably.shutdown().await?;

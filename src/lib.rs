@@ -27,6 +27,7 @@
 //! - [`Job::new`] defines a job, [`Durably::open`] a runtime, [`Durably::register`] gives a [`JobHandle`].
 //! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
 //! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
+//! - [`Retry`] says how a step that fails is tried again, [`Job::deadline`] when a run must have ended.
 //! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
 //! - [`Durably::actor_ref`] takes [`SupervisorMsg`]s from other ractor actors.
 //! - [`limits`] has every limit. [`Error::advice`] says what a caller can do about an error.

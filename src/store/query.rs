@@ -132,7 +132,7 @@ impl Search {
     fn sources(&self, names: &Names) -> Option<Vec<Source>> {
         let mut sources = Vec::new();
         if !self.filter.statuses.is_empty() {
-            sources.push(Source::Statuses(self.filter.statuses.iter().copied().collect()));
+            sources.push(Source::Statuses(self.filter.statuses.to_vec()));
         }
         if !self.filter.jobs.is_empty() {
             let wanted = names.iter().filter(|(_, name)| self.filter.jobs.iter().any(|job| **job == ***name));

@@ -419,19 +419,20 @@ impl Writer {
 
     /// What suspended runs wait for, from their index rows, and the runs that steps wait for.
     pub(super) fn read_sleepers(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let mut sleepers = Vec::new();
+        // There may be very many, so they are not gathered first.
+        let (engine, now) = (&mut self.engine, turn.monotonic);
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Suspended), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
             match codec::open::<SleepRecord>(Table::ByStatus, key, &row) {
-                Ok((sleep, _)) => sleepers.push((sleeper(run, &sleep), sleep.deadline)),
+                Ok((sleep, _)) => {
+                    let deadline = sleep.deadline.map(|at| EngineEvent::Deadline { run, at, armed: true });
+                    let events = deadline.into_iter().chain([EngineEvent::Suspended(sleeper(run, &sleep))]);
+                    events.for_each(|event| engine.apply(event, now));
+                }
                 Err(row) => tracing::error!(%run, error = %row, "a suspended run can't be woken"),
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for (sleeper, deadline) in sleepers {
-            self.arm(turn, sleeper.run, deadline);
-            self.tell_engine(turn, EngineEvent::Suspended(sleeper));
-        }
         let keys = turn.rows().keys(Table::Awaiters, &[])?;
         self.awaited = keys.iter().filter_map(|key| keys::read_awaiter(key)).collect();
         Ok(())
