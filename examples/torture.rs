@@ -4,7 +4,8 @@
 //! cargo run --release --features testing --example torture -- --minutes 10 [--suite NAME] [--thorough] [--seed N [--trace]]
 //! ```
 //!
-//! Each suite gets an equal share of the time. With `--seed` the suite's first case is the one of that seed; `--trace` does that
+//! Each suite gets an equal share of the time, or does as many cases as `--cases` says. `--thorough` enumerates, as the nightly
+//! tier does, what is sampled otherwise. With `--seed` the suite's first case is the one of that seed; `--trace` does that
 //! case alone, and prints what happened in it where the suite keeps a trace.
 
 #[path = "../tests/torture/suites/mod.rs"]
@@ -18,11 +19,12 @@ use suites::suite::{Plan, Until};
 fn main() {
     suites::process::be_the_child_if_asked();
     let mut arguments = std::env::args().skip(1);
-    let (mut minutes, mut only, mut seed, mut thorough, mut trace) = (1.0, None, None, false, false);
+    let (mut minutes, mut cases, mut only, mut seed, mut thorough, mut trace) = (1.0, None, None, None, false, false);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{argument} needs a value")));
         match argument.as_str() {
             "--minutes" => minutes = value().parse().unwrap_or_else(|_| usage("--minutes takes a number")),
+            "--cases" => cases = Some(value().parse().unwrap_or_else(|_| usage("--cases takes a number"))),
             "--suite" => only = Some(value()),
             "--seed" => seed = Some(value().parse().unwrap_or_else(|_| usage("--seed takes a number"))),
             "--thorough" => thorough = true,
@@ -42,7 +44,11 @@ fn main() {
     let mut bad = false;
     let mut rows = Vec::new();
     for suite in chosen {
-        let until = if trace { Until::Cases(1) } else { Until::Time(Instant::now() + share) };
+        let until = match cases {
+            _ if trace => Until::Cases(1),
+            Some(cases) => Until::Cases(cases),
+            None => Until::Time(Instant::now() + share),
+        };
         let report = (suite.run)(&Plan { seed, until, bug: None, thorough, trace });
         for violation in &report.violations {
             println!(
@@ -64,6 +70,6 @@ fn main() {
 }
 
 fn usage(problem: &str) -> ! {
-    eprintln!("{problem}\nusage: torture [--minutes N] [--suite NAME] [--thorough] [--seed S [--trace]]");
+    eprintln!("{problem}\nusage: torture [--minutes N | --cases N] [--suite NAME] [--thorough] [--seed S [--trace]]");
     std::process::exit(2)
 }

@@ -107,6 +107,16 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// `max_queued`: so many runs wait for the concurrency key that have never started.
+    #[error("{queued} runs wait for concurrency key {key:?} already, over the limit of {queued_max}")]
+    QueueFull {
+        /// The key.
+        key: String,
+        /// How many of them wait.
+        queued: usize,
+        /// The limit that the trigger gave.
+        queued_max: usize,
+    },
     /// `reject_changed_input`: the key's run was triggered with another input.
     #[error("idempotency key {key:?} belongs to {}, which has another input", holder(.run))]
     IdempotencyMismatch {
@@ -248,6 +258,7 @@ impl Error {
         match self {
             Error::Overloaded { .. }
             | Error::Indeterminate
+            | Error::QueueFull { .. }
             | Error::WaitTimeout { .. }
             | Error::AlreadyOpen { .. }
             | Error::Storage(_) => Advice::Retry,

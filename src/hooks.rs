@@ -168,6 +168,16 @@ listed! {
         FormatIgnored,
         /// A deleted run leaves its idempotency key behind.
         IdempotencyKept,
+        /// A signal that a step has taken is there for the next.
+        SignalKept,
+        /// A run is suspended whatever has come for it meanwhile.
+        NewsForgotten,
+        /// A pause begins anew with every execution.
+        PauseBegunAnew,
+        /// A child is on disk before the step that triggered it is.
+        ChildUnrecorded,
+        /// The end of a run is not recorded in the steps that wait for it.
+        EndUntold,
     }
 }
 

@@ -62,14 +62,14 @@ mod trigger;
 
 pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
-pub use durably::{Builder, Durably, Health, JobInfo, JobStats, ResumeRun, Stats};
+pub use durably::{Builder, Durably, Health, JobInfo, JobStats, Paused, ResumeRun, Stats};
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, Register, Retry};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register, Retry};
 pub use run::{
-    LogLevel, LogLine, ParseStatusError, Progress, Run, RunError, RunFilter, RunHandle, RunStatus, StepInfo, StepKind,
-    StepStatus, Try, WaitingFor,
+    Explanation, Holder, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError, RunFilter,
+    RunHandle, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
 };
 pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
 pub use store::verify::{Problem, Verification, verify};

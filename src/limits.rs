@@ -18,6 +18,8 @@ pub const LABEL_VALUE_BYTES_MAX: usize = 256;
 pub const LABELS_MAX: usize = 64;
 /// An idempotency or concurrency key, bytes; enforced by the trigger.
 pub const KEY_BYTES_MAX: usize = 512;
+/// Concurrency keys of one run; enforced by the trigger.
+pub const RUN_KEYS_MAX: usize = 16;
 /// Default for an input, an output, a checkpoint each, bytes of JSON; enforced at the write.
 pub const PAYLOAD_BYTES_DEFAULT: usize = 1 << 20;
 /// The most that the limit on payloads can be set to, bytes; enforced by the builder.

@@ -26,7 +26,37 @@ struct Entry {
     phase: Phase,
     cancelled: bool,
     execution: Option<Arc<Execution>>,
-    gate: Option<ActorRef<KeyMsg>>,
+    gates: Gates,
+}
+
+/// The gates of a body's keys.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Gates {
+    #[default]
+    None,
+    One([ActorRef<KeyMsg>; 1]),
+    Several(Arc<[ActorRef<KeyMsg>]>),
+}
+
+impl Gates {
+    pub(super) fn of(mut gates: Vec<ActorRef<KeyMsg>>) -> Self {
+        match gates.pop() {
+            None => Gates::None,
+            Some(gate) if gates.is_empty() => Gates::One([gate]),
+            Some(gate) => {
+                gates.push(gate);
+                Gates::Several(gates.into())
+            }
+        }
+    }
+
+    pub(super) fn as_slice(&self) -> &[ActorRef<KeyMsg>] {
+        match self {
+            Gates::None => &[],
+            Gates::One(gate) => gate,
+            Gates::Several(gates) => gates,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -49,16 +79,28 @@ struct Users {
     running: Vec<(RunId, u32)>,
 }
 
+impl Users {
+    fn has_room(&self, limit: u32) -> bool {
+        let most = self.running.iter().map(|(_, limit)| *limit).fold(limit, u32::min);
+        self.running.len() < most as usize
+    }
+}
+
 /// Who is to hear that a body is gone.
 pub(super) struct Gone {
-    pub(super) gate: Option<ActorRef<KeyMsg>>,
+    pub(super) gates: Gates,
 }
 
 impl Bodies {
     pub(super) fn assign(&self, start: Start) {
         let start = Arc::new(start);
-        let entry =
-            Entry { start: start.clone(), phase: Phase::Assigned, cancelled: false, execution: None, gate: None };
+        let entry = Entry {
+            start: start.clone(),
+            phase: Phase::Assigned,
+            cancelled: false,
+            execution: None,
+            gates: Gates::None,
+        };
         self.table().insert(entry);
     }
 
@@ -81,24 +123,23 @@ impl Bodies {
         stopped.map(|(run, entry)| (*run, entry.start.generation)).collect()
     }
 
-    /// Takes an assigned body to begin it, if its key has room among the bodies that are running. The caller makes its actor.
-    pub(super) fn begin(&self, run: RunId, gate: Option<&ActorRef<KeyMsg>>) -> Begun {
+    /// Takes an assigned body to begin it, if all its keys have room among the bodies that are running. The caller makes its
+    /// actor. It takes all keys or none, so that bodies of several keys can't hold each other up.
+    pub(super) fn begin(&self, run: RunId, gates: &Gates) -> Begun {
         let mut table = self.table();
         let Some(entry) = table.entries.get(&run).filter(|entry| entry.phase == Phase::Assigned) else {
             return Begun::Gone;
         };
         let start = entry.start.clone();
-        if let Some((key, limit)) = &start.key {
-            let users = table.keys.entry(key.clone()).or_default();
-            let most = users.running.iter().map(|(_, limit)| *limit).fold(*limit, u32::min);
-            if users.running.len() >= most as usize {
-                return Begun::NoRoom;
-            }
-            users.running.push((run, *limit));
+        if !start.keys.iter().all(|(key, limit)| table.keys.get(key).is_none_or(|users| users.has_room(*limit))) {
+            return Begun::NoRoom;
+        }
+        for (key, limit) in start.keys.iter() {
+            table.keys.entry(key.clone()).or_default().running.push((run, *limit));
         }
         if let Some(entry) = table.entries.get_mut(&run) {
             entry.phase = Phase::Running;
-            entry.gate = gate.cloned();
+            entry.gates = gates.clone();
         }
         Begun::Yes(start)
     }
@@ -137,7 +178,7 @@ impl Bodies {
         entry.execution.clone().filter(|_| asked)
     }
 
-    /// A body's key has room for another, though it is still there: what [`Bug::KeyFreeBeforeStop`](crate::hooks::Bug) does.
+    /// A body's keys have room for another, though it is still there: what [`Bug::KeyFreeBeforeStop`](crate::hooks::Bug) does.
     pub(super) fn let_go(&self, run: RunId) {
         self.table().keys.values_mut().for_each(|users| users.running.retain(|(other, _)| *other != run));
     }
@@ -157,14 +198,14 @@ impl Bodies {
         let entry = table.entries.get_mut(&run).filter(|entry| entry.start.generation == generation)?;
         entry.phase = Phase::Stopped { reported };
         entry.execution = None;
-        let gate = entry.gate.take();
-        let key = entry.start.key.clone();
-        if let Some((key, _)) = key
-            && let Some(users) = table.keys.get_mut(&key)
-        {
-            users.running.retain(|(other, _)| *other != run);
+        let gates = std::mem::take(&mut entry.gates);
+        let start = entry.start.clone();
+        for (key, _) in start.keys.iter() {
+            if let Some(users) = table.keys.get_mut(key) {
+                users.running.retain(|(other, _)| *other != run);
+            }
         }
-        Some(Gone { gate })
+        Some(Gone { gates })
     }
 
     /// Forgets a stopped body; says whether its end was reported with its outcome.
@@ -195,21 +236,20 @@ impl Table {
     fn insert(&mut self, entry: Entry) {
         let run = entry.start.run;
         self.remove(run);
-        if let Some((key, _)) = &entry.start.key {
+        for (key, _) in entry.start.keys.iter() {
             self.keys.entry(key.clone()).or_default().bodies += 1;
         }
         self.entries.insert(run, entry);
     }
 
     fn remove(&mut self, run: RunId) {
-        let key = self.entries.remove(&run).and_then(|entry| entry.start.key.clone());
-        if let Some((key, _)) = key
-            && let Some(users) = self.keys.get_mut(&key)
-        {
+        let Some(entry) = self.entries.remove(&run) else { return };
+        for (key, _) in entry.start.keys.iter() {
+            let Some(users) = self.keys.get_mut(key) else { continue };
             users.bodies -= 1;
             users.running.retain(|(other, _)| *other != run);
             if users.bodies == 0 {
-                self.keys.remove(&key);
+                self.keys.remove(key);
             }
         }
     }
@@ -218,7 +258,7 @@ impl Table {
 /// How an attempt to begin a body went.
 pub(super) enum Begun {
     Yes(Arc<Start>),
-    /// Running bodies hold the key.
+    /// Running bodies hold one of its keys.
     NoRoom,
     /// It has begun already, or is no more.
     Gone,

@@ -1,4 +1,4 @@
-//! One job: hands its bodies to the gate of their key, or begins them where they have none.
+//! One job: hands its bodies to the gates of their keys, or begins them where they have none.
 //!
 //! Holds nothing that is not in the bodies, so stopping it loses nothing.
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::bodies::Begun;
+use super::bodies::{Begun, Gates};
 use super::key::KeyMsg;
 use super::{body_gone, run};
 use crate::durably::Core;
@@ -18,8 +18,8 @@ pub(super) struct JobActor {
 
 #[derive(Debug)]
 pub(super) enum JobMsg {
-    /// A body of this job is assigned; its key's gate.
-    Start(RunId, Option<ActorRef<KeyMsg>>),
+    /// A body of this job is assigned; its keys' gates.
+    Start(RunId, Gates),
 }
 
 impl Actor for JobActor {
@@ -32,18 +32,18 @@ impl Actor for JobActor {
     }
 
     async fn handle(&self, _: ActorRef<JobMsg>, message: JobMsg, (): &mut ()) -> Result<(), ActorProcessingErr> {
-        let JobMsg::Start(run, gate) = message;
-        match gate {
+        let JobMsg::Start(run, gates) = message;
+        for gate in gates.as_slice() {
             // A gate that is gone is made again by the supervisor, which then looks for what was lost.
-            Some(gate) => drop(gate.send_message(KeyMsg::Start(run))),
-            None => {
-                if let Begun::Yes(start) = self.core.hub.bodies.begin(run, None) {
-                    let generation = start.generation;
-                    if let Err(error) = run::spawn(&self.core, start).await {
-                        tracing::error!(%run, %error, "a run actor can't be made");
-                        body_gone(&self.core, run, generation, false);
-                    }
-                }
+            let _ = gate.send_message(KeyMsg::Start(run, gates.clone()));
+        }
+        if let Gates::None = gates
+            && let Begun::Yes(start) = self.core.hub.bodies.begin(run, &gates)
+        {
+            let generation = start.generation;
+            if let Err(error) = run::spawn(&self.core, start).await {
+                tracing::error!(%run, %error, "a run actor can't be made");
+                body_gone(&self.core, run, generation, false);
             }
         }
         Ok(())

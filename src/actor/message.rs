@@ -5,11 +5,12 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 use serde_json::Value;
 
-use crate::durably::{Health, Stats};
+use crate::durably::{Health, Paused, Stats};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
-use crate::run::{LogLine, Run, RunFilter, RunStatus, StepInfo};
+use crate::job::RateLimit;
+use crate::run::{Explanation, LogLine, Run, RunFilter, RunStatus, StepInfo};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, Options, trigger_options};
 
@@ -90,6 +91,20 @@ pub enum SupervisorMsg {
     Subscribe(RunId, Reply<RunEvents>),
     /// A stream of every event, from now or from after a sequence.
     Events(Option<u64>, Reply<Events>),
+    /// Why a run is, or is not, executing.
+    Explain(RunId, Reply<Explanation>),
+    /// Start no run of a job, by name, until it is resumed.
+    PauseJob(String, Reply<()>),
+    /// Start runs of a paused job again.
+    ResumeJob(String, Reply<()>),
+    /// Let no more runs have a concurrency key until it is resumed.
+    PauseKey(String, Reply<()>),
+    /// Let runs have a paused key again.
+    ResumeKey(String, Reply<()>),
+    /// What is paused.
+    Paused(Reply<Vec<Paused>>),
+    /// Bound how many runs of a concurrency key start in a time, or no longer.
+    LimitKey(String, Option<RateLimit>, Reply<()>),
     /// Runs by job and status.
     Stats(Reply<Stats>),
     /// Whether the runtime works.

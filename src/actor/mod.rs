@@ -156,17 +156,17 @@ impl Effects for Dispatch {
 
 /// The last code of a body is gone. `reported`: the run's end told the writer so.
 pub(crate) fn body_gone(core: &Core, run: RunId, generation: Generation, reported: bool) {
-    match core.hub.bodies.gone(run, generation, reported) {
-        Some(Gone { gate: Some(gate) }) => {
-            let told = gate.send_message(key::KeyMsg::Stopped(run, generation));
-            // The gate reports the key free. Should it be gone itself, that is done here, and the next gate looks anew.
-            if told.is_err() {
-                settle(core, run, generation);
-                core.hub.tell(Internal::Sweep);
-            }
+    let Some(Gone { gates }) = core.hub.bodies.gone(run, generation, reported) else { return };
+    if gates.as_slice().is_empty() {
+        return settle(core, run, generation);
+    }
+    for gate in gates.as_slice() {
+        let told = gate.send_message(key::KeyMsg::Stopped(run, generation));
+        // The gate reports the key free. Should it be gone itself, that is done here, and the next gate looks anew.
+        if told.is_err() {
+            settle(core, run, generation);
+            core.hub.tell(Internal::Sweep);
         }
-        Some(Gone { gate: None }) => settle(core, run, generation),
-        None => {}
     }
 }
 

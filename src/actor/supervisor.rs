@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
+use super::bodies::Gates;
 use super::job::{JobActor, JobMsg};
 use super::key::{KeyActor, KeyMsg};
 use super::message::{Internal, Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 use super::settle;
 use crate::durably::Core;
-use crate::engine::{JobNumber, KeyName};
+use crate::engine::{JobNumber, KeyName, Keys};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
-use crate::store::op::{NewRun, Op};
+use crate::store::op::{NewRun, Op, Part, ThrottleChange};
 use crate::trigger::WaitForRun;
 
 pub(super) struct Supervisor {
@@ -89,11 +90,10 @@ impl Actor for Supervisor {
 }
 
 impl Supervisor {
-    /// Sends a body down: to its job, with the gate of its key.
+    /// Sends a body down: to its job, with the gates of its keys.
     async fn route(&self, myself: &ActorRef<SupervisorMsg>, routes: &mut Routes, run: RunId) {
         let Some(start) = self.core.hub.bodies.assigned(run) else { return };
-        if let Err(error) = self.try_route(myself, routes, run, start.job, start.key.as_ref().map(|(key, _)| key)).await
-        {
+        if let Err(error) = self.try_route(myself, routes, run, start.job, &start.keys).await {
             tracing::error!(%run, %error, "a job or key actor can't be made");
         }
     }
@@ -104,22 +104,15 @@ impl Supervisor {
         routes: &mut Routes,
         run: RunId,
         job: JobNumber,
-        key: Option<&KeyName>,
+        keys: &Keys,
     ) -> Result<(), SpawnErr> {
-        let gate = match key {
-            None => None,
-            Some(key) => {
-                if !routes.keys.contains_key(key) {
-                    let actor = KeyActor { core: self.core.clone(), key: key.clone() };
-                    let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
-                    routes.keys.insert(key.clone(), Gate { actor, sent: 0 });
-                }
-                routes.keys.get_mut(key).map(|gate| {
-                    gate.sent += 1;
-                    gate.actor.clone()
-                })
+        for (key, _) in keys.iter() {
+            if !routes.keys.contains_key(key) {
+                let actor = KeyActor { core: self.core.clone(), key: key.clone() };
+                let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
+                routes.keys.insert(key.clone(), Gate { actor, sent: 0 });
             }
-        };
+        }
         let actor = match routes.jobs.get(&job) {
             Some(actor) => actor,
             None => {
@@ -128,8 +121,15 @@ impl Supervisor {
                 routes.jobs.entry(job).or_insert(actor)
             }
         };
+        let mut gates = Vec::new();
+        for (key, _) in keys.iter() {
+            if let Some(gate) = routes.keys.get_mut(key) {
+                gate.sent += 1;
+                gates.push(gate.actor.clone());
+            }
+        }
         // One that has failed is made again when the news of that arrives, and the body is found by the sweep.
-        let _ = actor.send_message(JobMsg::Start(run, gate));
+        let _ = actor.send_message(JobMsg::Start(run, Gates::of(gates)));
         Ok(())
     }
 
@@ -204,6 +204,17 @@ impl Supervisor {
                     }),
                 );
             }
+            SupervisorMsg::Explain(run, reply) => self.spawn(reply, async move { core.explain(run).await }),
+            SupervisorMsg::PauseJob(name, reply) => self.throttle(reply, Part::Job(name), ThrottleChange::Pause(true)),
+            SupervisorMsg::ResumeJob(name, reply) => {
+                self.throttle(reply, Part::Job(name), ThrottleChange::Pause(false))
+            }
+            SupervisorMsg::PauseKey(key, reply) => self.throttle(reply, Part::Key(key), ThrottleChange::Pause(true)),
+            SupervisorMsg::ResumeKey(key, reply) => self.throttle(reply, Part::Key(key), ThrottleChange::Pause(false)),
+            SupervisorMsg::Paused(reply) => self.spawn(reply, async move { core.paused_parts().await }),
+            SupervisorMsg::LimitKey(key, limit, reply) => {
+                self.spawn(reply, async move { core.limit_key(key, limit).await });
+            }
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
@@ -218,6 +229,11 @@ impl Supervisor {
             // Handled before.
             SupervisorMsg::Internal(_) => {}
         }
+    }
+
+    fn throttle(&self, reply: Reply<()>, of: Part, change: ThrottleChange) {
+        let core = self.core.clone();
+        self.spawn(reply, async move { core.throttle(of, change).await });
     }
 
     /// Checks and admits a trigger here, so that one that is refused holds nothing.

@@ -181,6 +181,23 @@ pub(crate) fn read_awaiter(key: &[u8]) -> Option<(RunId, RunId, u32)> {
     Some((RunId::from_slice(awaited)?, waiter, step))
 }
 
+pub(crate) fn job_throttle(job: u32) -> Key {
+    Key::of(&[&[0], &job.to_be_bytes()])
+}
+
+pub(crate) fn key_throttle(key: &str) -> Key {
+    Key::of(&[&[1], key.as_bytes()])
+}
+
+/// The job, or the concurrency key.
+pub(crate) fn read_throttle(key: &[u8]) -> Option<Result<u32, &str>> {
+    match key.split_first()? {
+        (0, job) => Some(Ok(u32::from_be_bytes(job.try_into().ok()?))),
+        (1, key) => Some(Err(std::str::from_utf8(key).ok()?)),
+        _ => None,
+    }
+}
+
 /// Terminal runs in order of their end: what retention walks.
 pub(crate) fn ended(at: Timestamp, id: RunId) -> Key {
     Key::of(&[&at.as_millis().to_be_bytes(), id.as_bytes()])

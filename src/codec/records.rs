@@ -13,9 +13,9 @@ pub(crate) struct RunRecord {
     pub(crate) idempotency_key: Option<String>,
     /// The key is in force at least this long from the trigger; `None`: as long as the run.
     pub(crate) idempotency_ttl_ms: Option<u64>,
-    pub(crate) concurrency_key: Option<String>,
-    /// Runs of the concurrency key at a time, as this run asks.
-    pub(crate) key_limit: u32,
+    /// Concurrency keys in the order given, each with how many runs of it at a time this run allows.
+    pub(crate) keys: Vec<(String, u32)>,
+    pub(crate) priority: i8,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) fingerprint: [u8; 16],
     pub(crate) retriggered_from: Option<RunId>,
@@ -27,6 +27,12 @@ pub(crate) struct RunRecord {
     pub(crate) not_before: Option<Timestamp>,
     /// The place in line that this run took over from the run it replaced.
     pub(crate) ticket: Option<RunId>,
+}
+
+impl RunRecord {
+    pub(crate) fn has_key(&self, key: &str) -> bool {
+        self.keys.iter().any(|(own, _)| own == key)
+    }
 }
 
 /// What changes about a run. Absent while a run waits for its first start.
@@ -176,7 +182,8 @@ pub(crate) struct JobRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LineRecord {
     pub(crate) job: u32,
-    pub(crate) key: Option<(String, u32)>,
+    pub(crate) keys: Vec<(String, u32)>,
+    pub(crate) priority: i8,
     pub(crate) generation: u64,
     pub(crate) crashes: u32,
     pub(crate) front: bool,
@@ -185,7 +192,7 @@ pub(crate) struct LineRecord {
     pub(crate) blocked: bool,
     /// It was never started and has a state all the same.
     pub(crate) touched: bool,
-    /// It was woken, and holds its key already.
+    /// It was woken, and holds its keys already.
     pub(crate) holds: bool,
     pub(crate) not_before: Option<Timestamp>,
     pub(crate) deadline: Option<Timestamp>,
@@ -195,12 +202,22 @@ pub(crate) struct LineRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SleepRecord {
     pub(crate) job: u32,
-    pub(crate) key: Option<(String, u32)>,
+    pub(crate) keys: Vec<(String, u32)>,
     pub(crate) generation: u64,
     pub(crate) due: Option<Timestamp>,
     /// Names of the signals that wake it.
     pub(crate) signals: Vec<String>,
     pub(crate) deadline: Option<Timestamp>,
+}
+
+/// What holds a job or a key back. Only there where something does, or a window of a job's rate is under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ThrottleRecord {
+    pub(crate) paused_at: Option<Timestamp>,
+    /// Starts in a time, milliseconds. A job's stands in its code.
+    pub(crate) rate: Option<(u32, u64)>,
+    /// When the window began, and its starts.
+    pub(crate) window: Option<(Timestamp, u32)>,
 }
 
 /// Terminal runs of a job: completed, failed, cancelled.

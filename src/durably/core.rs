@@ -17,7 +17,7 @@ use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::job::Registry;
 use crate::limits::{PURGE_SLICE, SIGNAL_NAME_BYTES_MAX, UNACKED_CALLS_MAX};
-use crate::run::{RunFilter, RunStatus};
+use crate::run::{Explanation, RunFilter, RunStatus};
 use crate::step::blocking::Pool;
 use crate::step::execution::Means;
 use crate::store::Store;
@@ -156,9 +156,9 @@ impl Core {
         }
         let record = self.store.rowset(run).await?.record;
         let options = Options {
-            limit: old.concurrency_key.as_ref().map(|_| record.key_limit),
             deadline: record.deadline.map(|at| at.since(record.created_at)),
-            concurrency_key: old.concurrency_key,
+            concurrency_keys: record.keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
+            priority: old.priority,
             labels: old.labels.into_iter().collect(),
             ..Options::default()
         };
@@ -209,6 +209,27 @@ impl Core {
         let admitted = self.store.admit(payload.len(), true).await?;
         let signal = Signal { run, name: name.into(), payload: payload.into() };
         self.store.submit(Op::signal, signal, admitted).answer().await
+    }
+
+    /// Why a run is, or is not, executing. What its steps say is read after what the engine says, so it is asked again where the
+    /// run has moved on meanwhile.
+    pub(crate) async fn explain(&self, run: RunId) -> Result<Explanation, Error> {
+        loop {
+            let explanation = self.store.submit(Op::Explain, run, Admitted::default()).answer().await?;
+            let steps = match explanation {
+                Explanation::Executing { .. } | Explanation::Suspended { .. } => self.store.open_steps(run).await?,
+                Explanation::Pending { .. } | Explanation::Ended { .. } => return Ok(explanation),
+            };
+            if steps.status == RunStatus::Leased && matches!(explanation, Explanation::Executing { .. }) {
+                let execution = self.hub.bodies.execution(run, None);
+                let called = execution.map(|execution| execution.called()).unwrap_or_default();
+                let under_way = called.into_iter().filter(|step| !steps.stored.contains(step));
+                return Ok(explanation.with_steps(steps.open, under_way.collect()));
+            }
+            if steps.status == RunStatus::Suspended && matches!(explanation, Explanation::Suspended { .. }) {
+                return Ok(explanation.with_steps(steps.open, Vec::new()));
+            }
+        }
     }
 
     pub(crate) async fn delete_run(&self, run: RunId) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 
 mod builder;
 mod core;
+mod held;
 
 use std::fmt;
 use std::path::Path;
@@ -15,13 +16,14 @@ use serde_json::Value;
 
 pub use self::builder::Builder;
 pub(crate) use self::core::Core;
+pub use self::held::Paused;
 use crate::actor::message::SupervisorMsg;
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::Register;
-use crate::run::{LogLine, Run, RunFilter, RunHandle, RunStatus, StepInfo};
+use crate::run::{Explanation, LogLine, Run, RunFilter, RunHandle, RunStatus, StepInfo};
 use crate::store::verify::Verification;
 use crate::time::Timestamp;
 use crate::trigger::{JsonTrigger, WaitForRun};
@@ -294,6 +296,34 @@ impl Durably {
     /// [`Error::Storage`], [`Error::Corrupted`].
     pub async fn get_logs(&self, run: RunId) -> Result<Vec<LogLine>, Error> {
         self.core.store.get_logs(run).await
+    }
+
+    /// Why a run is, or is not, executing: what holds a pending one back, what a suspended one waits for, in which steps an
+    /// executing one is, how one has ended.
+    ///
+    /// ```
+    /// use durably::{Durably, Explanation, Job, Obstacle, Step};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let durably = Durably::builder().paused(true).in_memory().await?;
+    /// let greet = durably.register(Job::new("greet", |_: Step, name: String| async move { Ok(format!("Hello, {name}")) }))?;
+    /// let run = greet.trigger("Ada".to_owned()).await?;
+    /// let why = durably.explain(run.id()).await?;
+    /// assert_eq!(why.to_string(), "waiting: the runtime starts no runs");
+    /// let Explanation::Pending { obstacles, .. } = why else { panic!("it waits") };
+    /// assert_eq!(obstacles, [Obstacle::RuntimePaused]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It is as of one moment, and may be over when it is read. To count who stands before a run takes time with the length
+    /// of its lines, about 10 ms for a million.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Storage`], [`Error::Corrupted`], [`Error::ShutDown`].
+    pub async fn explain(&self, run: RunId) -> Result<Explanation, Error> {
+        self.core.explain(run).await
     }
 
     /// Every event from now on; [`Events::after`] goes back to a sequence.

@@ -11,7 +11,9 @@ use crate::id::RunId;
 pub(super) struct Key {
     /// Runs whose bodies have not stopped, and those that sleep or were woken, with the limit each asked for.
     pub(super) holders: Vec<(RunId, u32)>,
-    pub(super) waiting: BTreeMap<Place, Waiting>,
+    waiting: BTreeMap<Place, Waiting>,
+    /// How many of the waiting have never started.
+    unstarted: usize,
     /// The one of the waiting that stands in its job's line.
     pub(super) offered: Option<Place>,
 }
@@ -31,17 +33,59 @@ impl Key {
         self.has_room(waiting.limit).then_some(*place)
     }
 
-    pub(super) fn has_room(&self, limit: u32) -> bool {
-        let limit = self.holders.iter().map(|(_, limit)| *limit).fold(limit, u32::min);
-        self.holders.len() < limit as usize
+    pub(super) fn first(&self) -> Option<Place> {
+        self.waiting.first_key_value().map(|(place, _)| *place)
     }
 
-    /// The offered run starts: it holds the key from here. Gives its limit.
-    pub(super) fn hold(&mut self, place: Place, run: RunId) -> u32 {
+    /// How many more runs that ask for this limit could hold it.
+    pub(super) fn room(&self, limit: u32) -> usize {
+        let limit = self.holders.iter().map(|(_, limit)| *limit).fold(limit, u32::min);
+        (limit as usize).saturating_sub(self.holders.len())
+    }
+
+    pub(super) fn has_room(&self, limit: u32) -> bool {
+        self.room(limit) > 0
+    }
+
+    pub(super) fn wait(&mut self, place: Place, waiting: Waiting) {
+        self.unstarted += usize::from(!waiting.started);
+        self.waiting.insert(place, waiting);
+    }
+
+    pub(super) fn leave(&mut self, place: Place) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&place)?;
+        self.unstarted -= usize::from(!waiting.started);
+        Some(waiting)
+    }
+
+    pub(super) fn waiting(&self, place: Place) -> Option<&Waiting> {
+        self.waiting.get(&place)
+    }
+
+    /// Those of a job's in line that have never started, the last of them first.
+    pub(super) fn unstarted_of(&self, job: JobNumber) -> impl Iterator<Item = Place> + '_ {
+        let waiting = self.waiting.iter().rev();
+        waiting.filter(move |(_, waiting)| waiting.job == job && !waiting.started).map(|(place, _)| *place)
+    }
+
+    pub(super) fn in_line(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn unstarted(&self) -> usize {
+        self.unstarted
+    }
+
+    /// How many stand before a place.
+    pub(super) fn ahead(&self, place: Place) -> usize {
+        self.waiting.range(..place).count()
+    }
+
+    /// The offered run starts: it holds the key from here.
+    pub(super) fn hold(&mut self, place: Place, run: RunId) {
         self.offered = None;
-        let limit = self.waiting.remove(&place).map_or(1, |waiting| waiting.limit);
+        let limit = self.leave(place).map_or(1, |waiting| waiting.limit);
         self.holders.push((run, limit));
-        limit
     }
 
     /// The run holds the key, as it did before.
@@ -62,6 +106,8 @@ impl Key {
     pub(super) fn validate(&self, name: &str) {
         let limit = self.holders.iter().map(|(_, limit)| *limit).min().unwrap_or(u32::MAX);
         assert!(self.holders.len() <= limit as usize, "{} runs hold {name}, limit {limit}", self.holders.len());
-        assert_eq!(self.offered, self.next(), "what {name} offers is out of date");
+        assert!(self.offered.is_none_or(|offered| self.next() == Some(offered)), "what {name} offers is out of date");
+        let unstarted = self.waiting.values().filter(|waiting| !waiting.started).count();
+        assert_eq!(unstarted, self.unstarted, "never started runs in line for {name}");
     }
 }

@@ -4,15 +4,20 @@
 //! that may start now ([`Engine::claim`]), whose leases it writes in the same transaction. There is no I/O, clock, randomness or async in here, and what it holds can be rebuilt from the
 //! file at any time: a pending run is a place in line, an executing one its lease.
 //!
-//! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), the runs that wait for
-//! something ([`sleep`]), probation ([`probation`]) and the waits between bodies ([`waits`]); [`transition`] says what may be
-//! done to a run in which status, [`retry`] when a step is tried again.
+//! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), what holds either back
+//! ([`throttle`]), the runs that wait for something ([`sleep`]), probation ([`probation`]) and the waits between bodies
+//! ([`waits`]); [`transition`] says what may be done to a run in which status, [`explain`] why one does not start, [`retry`]
+//! when a step is tried again.
 
+mod explain;
 mod job;
 mod key;
+mod keys;
+mod place;
 mod probation;
 mod retry;
 mod sleep;
+mod throttle;
 mod transition;
 mod waits;
 
@@ -20,8 +25,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use explain::Obstacle;
+pub(crate) use keys::Keys;
+pub(crate) use place::Place;
 pub(crate) use retry::{Backoff, JITTER_MAX};
 pub(crate) use sleep::{Alarm, Sleeper};
+pub(crate) use throttle::{Rate, Throttle, Throttled, Window};
 pub(crate) use transition::{Action, Recovered, recover, refuse};
 pub(crate) use waits::Awaited;
 
@@ -38,31 +47,12 @@ pub(crate) type JobNumber = u32;
 pub(crate) type Generation = u64;
 pub(crate) type KeyName = Arc<str>;
 
-/// A place in line: recovered and woken runs first, then by ticket, which is the run's own id unless it took over another's
-/// place or went to the back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    behind: bool,
-    ticket: RunId,
-}
-
-impl Place {
-    pub(crate) fn new(front: bool, ticket: RunId) -> Self {
-        Place { behind: !front, ticket }
-    }
-
-    /// The run whose place it is, or was.
-    pub(crate) fn ticket(self) -> RunId {
-        self.ticket
-    }
-}
-
 /// A run that waits to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Queued {
     pub(crate) run: RunId,
     pub(crate) job: JobNumber,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     pub(crate) place: Place,
     /// Its last lease; zero if it was never started.
     pub(crate) generation: Generation,
@@ -70,7 +60,7 @@ pub(crate) struct Queued {
     pub(crate) crashes: u32,
     /// Something was done to it before its first start.
     pub(crate) touched: bool,
-    /// It was suspended and kept its key, so it need not wait for that.
+    /// It was suspended and kept its keys, so it need not wait for them.
     pub(crate) holds: bool,
     /// It stands in no line before this moment.
     pub(crate) not_before: Option<Timestamp>,
@@ -81,19 +71,27 @@ pub(crate) struct Queued {
 pub(crate) enum Event {
     /// Code for a job is there now, with the most runs of it at a time.
     Registered { job: JobNumber, limit: u32 },
+    /// Runs of a job with different keys take turns from here on, or go in order of trigger.
+    TakesTurns { job: JobNumber, fair: bool },
+    /// A job or a key has a rate, or none any more.
+    Rated(Throttled, Option<Rate>),
+    /// No run of a job is started, or none is let in for a key, since that moment; or they are again.
+    Held(Throttled, Option<Timestamp>),
+    /// What the file says of a job or a key that is held back.
+    Restored(Throttled, Throttle),
     /// A run waits: triggered, recovered, resumed, woken or handed back.
     Queued(Queued),
-    /// A run waits for a moment, a signal or a child. Its slot is free once its body has stopped; its key stays held.
+    /// A run waits for a moment, a signal or a child. Its slot is free once its body has stopped; its keys stay held.
     Suspended(Sleeper),
     /// Something was done to a run that may never have started.
     Touched { run: RunId },
     /// A run has a moment by which it must have ended, or no longer.
     Deadline { run: RunId, at: Timestamp, armed: bool },
     /// A pending or suspended run waits no more: cancelled, replaced, or put aside.
-    Withdrawn { run: RunId, job: JobNumber, key: Option<KeyName> },
+    Withdrawn { run: RunId, job: JobNumber, keys: Keys, priority: i8 },
     /// A run recorded a checkpoint, which ends its probation.
     Checkpointed { run: RunId },
-    /// An executing run has its outcome: it writes no more. Key and slot stay held until its body has stopped.
+    /// An executing run has its outcome: it writes no more. Keys and slot stay held until its body has stopped.
     Ended { run: RunId },
     /// The body of that lease is really gone.
     Stopped { run: RunId, generation: Generation },
@@ -110,7 +108,9 @@ pub(crate) struct Claim {
     pub(crate) generation: Generation,
     /// What the count of crashes will be if this execution crashes.
     pub(crate) crashes: u32,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
+    /// It was counted among the starts of its job's rate, or of a key's.
+    pub(crate) counted: bool,
     /// Nothing has been done to it since its trigger, so that it has no state.
     pub(crate) untouched: bool,
 }
@@ -131,8 +131,7 @@ pub(crate) enum Fence {
 struct Executing {
     job: JobNumber,
     generation: Generation,
-    key: Option<KeyName>,
-    key_limit: u32,
+    keys: Keys,
     ended: bool,
     /// What becomes of the run once this body is gone.
     next: Option<Next>,
@@ -159,10 +158,18 @@ struct Past {
 pub(crate) struct Engine {
     slots: u32,
     paused: bool,
+    /// What the wall clock said last.
+    wall: Timestamp,
     lines: BTreeMap<JobNumber, Line>,
     keys: BTreeMap<KeyName, Key>,
-    /// Runs of a key that stand in their job's line: at most one a key at a time.
-    offers: BTreeMap<Place, KeyName>,
+    /// Runs with keys that stand in their job's line, first in line for each of them: at most one a key at a time.
+    offers: BTreeMap<Place, Keys>,
+    /// The keys of runs in line for more than one.
+    several: BTreeMap<Place, Keys>,
+    /// Keys that are paused or have a rate.
+    throttles: BTreeMap<KeyName, Throttle>,
+    /// When what has no room in its window has some again.
+    reopen: BTreeSet<(Timestamp, Throttled)>,
     /// Heads of the lines that may start a run now.
     heads: BTreeSet<(Place, JobNumber)>,
     /// Whose place it is, where the ticket is not the run's own id.
@@ -170,8 +177,8 @@ pub(crate) struct Engine {
     pasts: BTreeMap<RunId, Past>,
     /// Runs that never started and have a state all the same.
     touched: BTreeSet<RunId>,
-    /// Runs in line that hold their key already.
-    holding: BTreeMap<RunId, (KeyName, u32)>,
+    /// Runs in line that hold their keys already.
+    holding: BTreeMap<RunId, Keys>,
     executing: BTreeMap<RunId, Executing>,
     sleepers: Sleepers,
     probation: Probation,
@@ -184,9 +191,13 @@ impl Engine {
         Engine {
             slots,
             paused,
+            wall: Timestamp::from_millis(0),
             lines: BTreeMap::new(),
             keys: BTreeMap::new(),
             offers: BTreeMap::new(),
+            several: BTreeMap::new(),
+            throttles: BTreeMap::new(),
+            reopen: BTreeSet::new(),
             heads: BTreeSet::new(),
             tickets: BTreeMap::new(),
             pasts: BTreeMap::new(),
@@ -210,11 +221,18 @@ impl Engine {
                 self.unpark();
                 self.refresh(job);
             }
+            Event::TakesTurns { job, fair } => self.take_turns(job, fair),
+            Event::Rated(of, rate) => self.throttle(&of, |throttle, now| throttle.set_rate(rate, now)),
+            Event::Held(of, since) => self.throttle(&of, |throttle, _| throttle.paused = since),
+            Event::Restored(of, stored) => self.throttle(&of, |throttle, now| {
+                *throttle = stored;
+                throttle.look(now);
+            }),
             Event::Queued(queued) => self.queue(queued),
             Event::Suspended(sleeper) => self.suspend(sleeper),
             Event::Touched { run } => drop(self.touched.insert(run)),
             Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
-            Event::Withdrawn { run, job, key } => self.withdraw(run, job, key),
+            Event::Withdrawn { run, job, keys, priority } => self.withdraw(run, job, &keys, priority),
             Event::Checkpointed { run } => {
                 if self.probation.clear(run) {
                     self.unpark();
@@ -248,39 +266,31 @@ impl Engine {
         }
         let (place, job) = *self.heads.first()?;
         let line = self.lines.get_mut(&job)?;
-        line.ready.remove(&place);
+        line.remove(place);
         line.pending -= 1;
         line.executing += 1;
-        let run = self.tickets.remove(&place).unwrap_or(place.ticket);
+        let run = self.tickets.remove(&place).unwrap_or(place.ticket());
         let past = self.pasts.remove(&run);
         let touched = self.touched.remove(&run);
         let generation = past.map_or(0, |past| past.generation) + 1;
         let crashes = past.map_or(0, |past| past.crashes) + 1;
-        let mut held = self.holding.remove(&run);
-        if let Some(name) = self.offers.remove(&place)
-            && let Some(key) = self.keys.get_mut(&name)
-        {
-            let limit = key.hold(place, run);
-            held = Some((name, limit));
+        let mut keys = self.holding.remove(&run).unwrap_or_default();
+        if let Some(offered) = self.offers.remove(&place) {
+            self.several.remove(&place);
+            for (name, _) in offered.iter() {
+                if let Some(key) = self.keys.get_mut(name) {
+                    key.hold(place, run);
+                }
+            }
+            keys = offered;
         }
-        self.executing.insert(
-            run,
-            Executing {
-                job,
-                generation,
-                key: held.as_ref().map(|(name, _)| name.clone()),
-                key_limit: held.as_ref().map_or(0, |(_, limit)| *limit),
-                ended: false,
-                next: None,
-            },
-        );
+        self.executing.insert(run, Executing { job, generation, keys: keys.clone(), ended: false, next: None });
         self.probation.started(run, now);
+        let counted = self.count_start(place, job, &keys);
         self.refresh(job);
-        if let Some((name, _)) = &held {
-            self.offer(&name.clone());
-        }
+        self.offer_all(&keys);
         self.validate();
-        Some(Claim { run, generation, crashes, key: held, untouched: past.is_none() && !touched })
+        Some(Claim { run, generation, crashes, keys, counted, untouched: past.is_none() && !touched })
     }
 
     /// Whether a lease may write.
@@ -292,22 +302,21 @@ impl Engine {
         }
     }
 
+    /// The job of a run that executes.
+    pub(crate) fn job_of(&self, run: RunId) -> Option<JobNumber> {
+        self.executing.get(&run).map(|executing| executing.job)
+    }
+
     /// A lease that is in force already: after the file was reopened, its body lives on. `crashes` counts the execution under
     /// way, and is zero where that has recorded a checkpoint.
     pub(crate) fn adopt(&mut self, queued: &Queued, ended: bool, now: Duration) {
         let line = self.lines.entry(queued.job).or_default();
         line.executing += 1;
-        if let Some((name, limit)) = &queued.key {
+        for (name, limit) in queued.keys.iter() {
             self.keys.entry(name.clone()).or_default().holders.push((queued.run, *limit));
         }
-        let executing = Executing {
-            job: queued.job,
-            generation: queued.generation,
-            key: queued.key.as_ref().map(|(name, _)| name.clone()),
-            key_limit: queued.key.as_ref().map_or(0, |(_, limit)| *limit),
-            ended,
-            next: None,
-        };
+        let (job, generation, keys) = (queued.job, queued.generation, queued.keys.clone());
+        let executing = Executing { job, generation, keys, ended, next: None };
         self.executing.insert(queued.run, executing);
         if !ended && queued.crashes > probation::CRASHES && self.probation.admit(queued.run) {
             self.probation.started(queued.run, now);
@@ -315,11 +324,31 @@ impl Engine {
         self.refresh(queued.job);
     }
 
-    /// The newest run of this job and key that waits and has never started.
+    /// The last in line of the runs of this job and key that have never started: the newest of the least priority.
     pub(crate) fn waiting(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
-        let key = self.keys.get(key)?;
-        let (place, _) = key.waiting.iter().rev().find(|(_, waiting)| waiting.job == job && !waiting.started)?;
-        Some((self.tickets.get(place).copied().unwrap_or(place.ticket), *place))
+        self.waiting_besides(job, key, &BTreeSet::new())
+    }
+
+    /// The same, without runs that are about to be replaced.
+    pub(crate) fn waiting_besides(
+        &self,
+        job: JobNumber,
+        key: &str,
+        besides: &BTreeSet<RunId>,
+    ) -> Option<(RunId, Place)> {
+        let mut waiting = self.keys.get(key)?.unstarted_of(job).map(|place| (self.run_at(place), place));
+        waiting.find(|(run, _)| !besides.contains(run))
+    }
+
+    /// How many runs that have never started would wait for a key besides a new one, which comes behind so many more (or less)
+    /// than there are now; `None`: it would find room.
+    pub(crate) fn backlog(&self, key: &str, limit: u32, more: isize) -> Option<usize> {
+        let shut = self.throttles.get(key).is_some_and(|throttle| !throttle.admits(Place::new(false, RunId::MIN)));
+        let key = self.keys.get(key);
+        let room = if shut { 0 } else { key.map_or(limit as usize, |key| key.room(limit)) };
+        let (in_line, unstarted) = key.map_or((0, 0), |key| (key.in_line(), key.unstarted()));
+        let waits = in_line.saturating_add_signed(more) >= room;
+        waits.then(|| unstarted.saturating_add_signed(more).saturating_sub(room))
     }
 
     /// Runs with a body, whatever their status.
@@ -330,7 +359,7 @@ impl Engine {
     /// Whether a run could be started if the engine was not paused, now or once an executing one has ended.
     pub(crate) fn has_startable(&self) -> bool {
         !self.heads.is_empty()
-            || self.lines.values().any(|line| line.registered && !line.ready.is_empty())
+            || self.lines.values().any(|line| line.startable().is_some())
             || self.executing.values().any(|executing| matches!(executing.next, Some(Next::Queue(_))))
     }
 
@@ -361,7 +390,8 @@ impl Engine {
 
     /// When the next alarm is due, by the wall clock.
     pub(crate) fn next_alarm(&self) -> Option<Timestamp> {
-        self.sleepers.next_alarm()
+        let reopens = self.reopen.first().map(|(at, _)| *at);
+        self.sleepers.next_alarm().into_iter().chain(reopens).min()
     }
 
     /// The next alarm that is due. A delayed run stands in its line from here on; what the others ask for is the caller's.
@@ -387,10 +417,7 @@ impl Engine {
             executing.next = Some(Next::Sleep(sleeper));
             return;
         }
-        if let Some((name, limit)) = &sleeper.key {
-            self.keys.entry(name.clone()).or_default().ensure_held(sleeper.run, *limit);
-            self.offer(&name.clone());
-        }
+        self.keep_held(sleeper.run, &sleeper.keys);
         self.line(sleeper.job).asleep += 1;
         self.sleepers.add(sleeper);
     }
@@ -408,80 +435,80 @@ impl Engine {
             self.sleepers.delay(queued);
             return;
         }
-        let Queued { run, job, key, place, generation, crashes, touched, holds, not_before: _ } = queued;
+        let Queued { run, job, keys, place, generation, crashes, touched, holds, not_before: _ } = queued;
         if touched {
             self.touched.insert(run);
         }
-        if place.ticket != run {
+        if place.ticket() != run {
             self.tickets.insert(place, run);
         }
-        if generation > 0 || place.ticket != run {
+        if generation > 0 || place.ticket() != run {
             self.pasts.insert(run, Past { place, generation, crashes });
         }
         self.lines.entry(job).or_default().pending += 1;
-        match key {
-            None => self.make_ready(place, run, job),
-            Some((name, limit)) if holds => {
-                self.keys.entry(name.clone()).or_default().ensure_held(run, limit);
-                self.offer(&name);
-                self.holding.insert(run, (name, limit));
-                self.make_ready(place, run, job);
+        if keys.is_empty() {
+            self.make_ready(place, run, job, false);
+        } else if holds {
+            self.keep_held(run, &keys);
+            self.holding.insert(run, keys);
+            self.make_ready(place, run, job, true);
+        } else {
+            for (name, limit) in keys.iter() {
+                let waiting = Waiting { job, limit: *limit, started: generation > 0 };
+                self.keys.entry(name.clone()).or_default().wait(place, waiting);
             }
-            Some((name, limit)) => {
-                let waiting = Waiting { job, limit, started: generation > 0 };
-                self.keys.entry(name.clone()).or_default().waiting.insert(place, waiting);
-                self.offer(&name);
+            if let Keys::Several(_) = keys {
+                self.several.insert(place, keys.clone());
             }
+            self.offer_all(&keys);
         }
     }
 
-    fn withdraw(&mut self, run: RunId, job: JobNumber, key: Option<KeyName>) {
+    fn withdraw(&mut self, run: RunId, job: JobNumber, keys: &Keys, priority: i8) {
         if let Some(executing) = self.executing.get_mut(&run) {
             executing.next = None;
             return;
         }
         if let Some(sleeper) = self.sleepers.remove(run) {
             self.line(job).asleep -= 1;
-            return self.let_go(run, sleeper.key.map(|(name, _)| name));
+            return self.let_go(run, &sleeper.keys);
         }
         if self.sleepers.take_delayed(run).is_some() {
             self.line(job).pending -= 1;
             return;
         }
         self.touched.remove(&run);
-        let held = self.holding.remove(&run).map(|(name, _)| name);
-        let key = if held.is_some() { None } else { key };
-        let place = self.pasts.get(&run).map_or(Place::new(false, run), |past| past.place);
-        let in_line = match &key {
-            None => {
-                self.probation.is_parked(place) || self.lines.get(&job).is_some_and(|line| line.ready.contains(&place))
-            }
-            Some(name) => self.keys.get(name).is_some_and(|key| key.waiting.contains_key(&place)),
+        let held = self.holding.remove(&run);
+        let place = self.pasts.get(&run).map_or(Place::new(false, run).with(priority), |past| past.place);
+        let first = keys.first().filter(|_| held.is_none());
+        let in_line = match first {
+            None => self.probation.is_parked(place) || self.lines.get(&job).is_some_and(|line| line.contains(place)),
+            Some((name, _)) => self.keys.get(name).is_some_and(|key| key.waiting(place).is_some()),
         };
         if !in_line {
             // Put aside, or its rows could not be read.
             return;
+        }
+        if first.is_some() {
+            self.unoffer(place);
+        } else {
+            self.unready(place, run, job);
         }
         self.pasts.remove(&run);
         self.tickets.remove(&place);
         if let Some(line) = self.lines.get_mut(&job) {
             line.pending -= 1;
         }
-        match key {
-            None => {
-                self.unready(place, run, job);
-                self.let_go(run, held);
-            }
-            Some(name) => {
-                if self.offers.contains_key(&place) {
-                    self.unoffer(place, run, job, &name);
-                }
-                if let Some(key) = self.keys.get_mut(&name) {
-                    key.waiting.remove(&place);
-                }
-                self.offer(&name);
+        if let Some(held) = held {
+            return self.let_go(run, &held);
+        }
+        self.several.remove(&place);
+        for (name, _) in keys.iter() {
+            if let Some(key) = self.keys.get_mut(name) {
+                key.leave(place);
             }
         }
+        self.offer_all(keys);
     }
 
     fn stopped(&mut self, run: RunId, generation: Generation) {
@@ -501,7 +528,7 @@ impl Engine {
             Some(Next::Sleep(sleeper)) => self.suspend(sleeper),
             Some(Next::Queue(queued)) if queued.holds => self.queue(queued),
             next => {
-                self.let_go(run, executing.key);
+                self.let_go(run, &executing.keys);
                 if let Some(Next::Queue(queued)) = next {
                     self.queue(queued);
                 }
@@ -509,60 +536,97 @@ impl Engine {
         }
     }
 
-    /// A run holds its key no more.
-    fn let_go(&mut self, run: RunId, key: Option<KeyName>) {
-        if let Some(name) = key {
-            if let Some(key) = self.keys.get_mut(&name) {
+    /// A run that holds its keys goes on doing so.
+    fn keep_held(&mut self, run: RunId, keys: &Keys) {
+        for (name, limit) in keys.iter() {
+            self.keys.entry(name.clone()).or_default().ensure_held(run, *limit);
+        }
+        self.offer_all(keys);
+    }
+
+    /// A run holds its keys no more.
+    fn let_go(&mut self, run: RunId, keys: &Keys) {
+        for (name, _) in keys.iter() {
+            if let Some(key) = self.keys.get_mut(name) {
                 key.release(run);
             }
-            self.offer(&name);
         }
+        self.offer_all(keys);
     }
 
-    /// Puts the first run of a key in its job's line, if the key has room, and takes back one that is first no more.
+    fn offer_all(&mut self, keys: &Keys) {
+        keys.iter().for_each(|(name, _)| self.offer(name));
+    }
+
+    /// Puts the first run of a key in its job's line, if that is first for all its keys and they have room, and takes back
+    /// one that is not any more. A run that is first of all that wait is first in each of its lines, so there is always one
+    /// that waits for nothing but room.
     fn offer(&mut self, name: &KeyName) {
         let Some(key) = self.keys.get(name) else { return };
-        let wanted = key.next();
-        let offered = key.offered;
-        if offered != wanted {
-            if let Some(place) = offered {
-                let run = self.run_at(place);
-                if let Some(waiting) = key.waiting.get(&place) {
-                    let job = waiting.job;
-                    self.unoffer(place, run, job, name);
+        if let Some(place) = key.offered
+            && !self.admits(name, place)
+        {
+            self.unoffer(place);
+        }
+        let Some(key) = self.keys.get(name) else { return };
+        if key.is_idle() {
+            self.keys.remove(name);
+        } else if key.offered.is_none()
+            && let Some(place) = key.first()
+            && let Some(Waiting { job, limit, .. }) = key.waiting(place).copied()
+            && self.admits(name, place)
+        {
+            let keys = self.several.get(&place).cloned().unwrap_or_else(|| Keys::one(name.clone(), limit));
+            for (name, _) in keys.iter() {
+                // What another key of it has offered up to now is first no more.
+                if let Some(other) = self.keys.get(name).and_then(|key| key.offered) {
+                    self.unoffer(other);
+                }
+                if let Some(key) = self.keys.get_mut(name) {
+                    key.offered = Some(place);
                 }
             }
-            if let Some(place) = wanted
-                && let Some(key) = self.keys.get_mut(name)
-                && let Some(waiting) = key.waiting.get(&place)
-            {
-                let job = waiting.job;
-                key.offered = Some(place);
-                self.offers.insert(place, name.clone());
-                let run = self.run_at(place);
-                self.make_ready(place, run, job);
+            self.offers.insert(place, keys);
+            let run = self.run_at(place);
+            self.make_ready(place, run, job, true);
+        }
+    }
+
+    /// Whether the run at this place, which waits for this key, is the next for all its keys.
+    fn admits(&self, name: &KeyName, place: Place) -> bool {
+        let admits = |name: &KeyName| {
+            let throttle = if self.throttles.is_empty() { None } else { self.throttles.get(name) };
+            self.keys.get(name).is_some_and(|key| key.next() == Some(place))
+                && throttle.is_none_or(|throttle| throttle.admits(place))
+        };
+        match self.several.get(&place) {
+            None => admits(name),
+            Some(keys) => keys.iter().all(|(name, _)| admits(name)),
+        }
+    }
+
+    fn unoffer(&mut self, place: Place) {
+        let Some(keys) = self.offers.remove(&place) else { return };
+        let mut job = None;
+        for (name, _) in keys.iter() {
+            if let Some(key) = self.keys.get_mut(name) {
+                key.offered = None;
+                job = key.waiting(place).map(|waiting| waiting.job);
             }
         }
-        if self.keys.get(name).is_some_and(Key::is_idle) {
-            self.keys.remove(name);
+        if let Some(job) = job {
+            let run = self.run_at(place);
+            self.unready(place, run, job);
         }
     }
 
-    fn unoffer(&mut self, place: Place, run: RunId, job: JobNumber, name: &KeyName) {
-        self.offers.remove(&place);
-        if let Some(key) = self.keys.get_mut(name) {
-            key.offered = None;
-        }
-        self.unready(place, run, job);
-    }
-
-    fn make_ready(&mut self, place: Place, run: RunId, job: JobNumber) {
+    fn make_ready(&mut self, place: Place, run: RunId, job: JobNumber, keyed: bool) {
         let line = self.lines.entry(job).or_default();
         let suspect = self.pasts.get(&run).is_some_and(|past| past.crashes >= probation::CRASHES);
         if suspect && !(line.registered && self.probation.admit(run)) {
             self.probation.park(place, run, job);
         } else {
-            line.ready.insert(place);
+            line.insert(place, keyed);
             self.refresh(job);
         }
     }
@@ -570,7 +634,7 @@ impl Engine {
     fn unready(&mut self, place: Place, run: RunId, job: JobNumber) {
         self.probation.unpark(place);
         if let Some(line) = self.lines.get_mut(&job) {
-            line.ready.remove(&place);
+            line.remove(place);
         }
         self.refresh(job);
         if self.probation.clear(run) {
@@ -583,7 +647,8 @@ impl Engine {
         let lines = &self.lines;
         let registered = |job: JobNumber| lines.get(&job).is_some_and(|line| line.registered);
         if let Some((place, job)) = self.probation.next(registered) {
-            self.lines.entry(job).or_default().ready.insert(place);
+            let keyed = self.is_keyed(place);
+            self.lines.entry(job).or_default().insert(place, keyed);
             self.refresh(job);
         }
     }
@@ -604,7 +669,19 @@ impl Engine {
     }
 
     fn run_at(&self, place: Place) -> RunId {
-        self.tickets.get(&place).copied().unwrap_or(place.ticket)
+        self.tickets.get(&place).copied().unwrap_or(place.ticket())
+    }
+
+    /// Whether the run that stands in its job's line here has a key.
+    fn is_keyed(&self, place: Place) -> bool {
+        self.offers.contains_key(&place) || self.holding.contains_key(&self.run_at(place))
+    }
+
+    fn take_turns(&mut self, job: JobNumber, fair: bool) {
+        let mut line = std::mem::take(self.line(job));
+        line.set_fair(fair, |place| self.is_keyed(place));
+        *self.line(job) = line;
+        self.refresh(job);
     }
 
     /// What always holds. Checked after every event in debug builds, so every test of anything checks it.
@@ -615,12 +692,23 @@ impl Engine {
         for (name, key) in &self.keys {
             assert!(!key.is_idle(), "idle key {name} is kept");
             key.validate(name);
-            if let Some(place) = key.offered {
-                assert_eq!(self.offers.get(&place), Some(name), "an offer of {name} is not in the index");
+            match key.offered {
+                Some(place) => {
+                    let shown = self.offers.get(&place).is_some_and(|keys| keys.has(name));
+                    assert!(shown, "an offer of {name} is not in the index");
+                    assert!(self.admits(name, place), "what {name} offers is not let in");
+                }
+                None => {
+                    let next = key.first().filter(|place| self.admits(name, *place));
+                    assert_eq!(next, None, "{name} offers nothing");
+                }
             }
         }
         let offered = self.keys.values().filter(|key| key.offered.is_some()).count();
-        assert_eq!(offered, self.offers.len(), "offers without a key");
+        assert_eq!(offered, self.offers.values().map(|keys| keys.len()).sum::<usize>(), "offers without a key");
+        for place in self.several.keys() {
+            assert!(self.keys.values().any(|key| key.waiting(*place).is_some()), "{place:?} waits for no key");
+        }
         for (job, line) in &self.lines {
             line.validate();
             let executing = self.executing.values().filter(|executing| executing.job == *job).count();
@@ -629,16 +717,15 @@ impl Engine {
             assert!(head.is_none_or(|head| self.heads.contains(&head)), "head of job {job} is not shown");
             assert_eq!(self.sleepers.of_job(*job), line.asleep, "sleeping runs of job {job}");
         }
-        for (run, name, limit) in self.sleepers.held().chain(self.holding.iter().map(|(run, (key, n))| (*run, key, *n)))
-        {
-            let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(run, limit)));
-            assert!(held, "{run} does not hold {name} any more");
-        }
-        for (run, executing) in &self.executing {
-            if let Some(name) = &executing.key {
-                let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(*run, executing.key_limit)));
-                assert!(held, "{run} executes without holding {name}");
+        let asleep = self.sleepers.held().chain(self.holding.iter().map(|(run, keys)| (*run, keys)));
+        for (run, keys) in asleep.chain(self.executing.iter().map(|(run, executing)| (*run, &executing.keys))) {
+            for (name, limit) in keys.iter() {
+                let held = self.keys.get(name).is_some_and(|key| key.holders.contains(&(run, *limit)));
+                assert!(held, "{run} does not hold {name}");
             }
+        }
+        for (at, of) in &self.reopen {
+            assert_eq!(self.throttle_of(of).and_then(Throttle::full_until), Some(*at), "{of:?} is not full until then");
         }
     }
 }

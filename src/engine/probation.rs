@@ -23,6 +23,10 @@ struct Current {
 }
 
 impl Probation {
+    pub(super) fn current(&self) -> Option<RunId> {
+        self.current.as_ref().map(|current| current.run)
+    }
+
     /// Whether this run may be the one on probation.
     pub(super) fn admit(&mut self, run: RunId) -> bool {
         if self.current.is_none() {

@@ -6,16 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{JobNumber, KeyName, Queued};
+use super::{JobNumber, Keys, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
-/// A suspended run. It keeps its key and takes no slot.
+/// A suspended run. It keeps its keys and takes no slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sleeper {
     pub(crate) run: RunId,
     pub(crate) job: JobNumber,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     /// When it is to be woken; `None`: by a signal or a child only.
     pub(crate) due: Option<Timestamp>,
 }
@@ -35,7 +35,7 @@ pub(crate) enum Alarm {
 pub(super) struct Sleepers {
     asleep: BTreeMap<RunId, Asleep>,
     /// Of those asleep that have one.
-    keys: BTreeMap<RunId, (KeyName, u32)>,
+    keys: BTreeMap<RunId, Keys>,
     delayed: BTreeMap<RunId, Queued>,
     alarms: BTreeSet<Due>,
 }
@@ -70,22 +70,29 @@ impl Due {
 impl Sleepers {
     pub(super) fn add(&mut self, sleeper: Sleeper) {
         self.remove(sleeper.run);
-        let Sleeper { run, job, key, due } = sleeper;
+        let Sleeper { run, job, keys, due } = sleeper;
         self.alarms.extend(due.map(|due| Due::new(due, run, Alarm::Wake)));
-        self.keys.extend(key.map(|key| (run, key)));
+        if !keys.is_empty() {
+            self.keys.insert(run, keys);
+        }
         self.asleep.insert(run, Asleep { job, due: due.unwrap_or(NEVER) });
     }
 
     pub(super) fn remove(&mut self, run: RunId) -> Option<Sleeper> {
         let Asleep { job, due } = self.asleep.remove(&run)?;
         self.alarms.remove(&Due::new(due, run, Alarm::Wake));
-        Some(Sleeper { run, job, key: self.keys.remove(&run), due: Some(due).filter(|due| *due != NEVER) })
+        let keys = self.keys.remove(&run).unwrap_or_default();
+        Some(Sleeper { run, job, keys, due: Some(due).filter(|due| *due != NEVER) })
     }
 
     /// Keeps a pending run out of its line until its moment.
     pub(super) fn delay(&mut self, queued: Queued) {
         self.alarms.extend(queued.not_before.map(|at| Due::new(at, queued.run, Alarm::Start)));
         self.delayed.insert(queued.run, queued);
+    }
+
+    pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {
+        self.delayed.get(&run)?.not_before
     }
 
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
@@ -120,8 +127,8 @@ impl Sleepers {
     }
 
     /// The keys that sleeping runs hold.
-    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &KeyName, u32)> {
-        self.keys.iter().map(|(run, (name, limit))| (*run, name, *limit))
+    pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &Keys)> {
+        self.keys.iter().map(|(run, keys)| (*run, keys))
     }
 
     pub(super) fn contains(&self, run: RunId) -> bool {

@@ -18,10 +18,17 @@ enum Line {
     Starts(&'static [u128]),
     /// Seconds go by.
     Secs(u64),
+    /// The wall clock is set to so many seconds.
+    Wall(u64),
     /// The wall clock says this, in seconds: all alarms that are due now, in order.
     Rings(u64, Vec<(u128, Alarm)>),
 }
-use Line::{On, Rings, Secs, Starts};
+use Line::{On, Rings, Secs, Starts, Wall};
+
+/// The wall clock of a script begins with it.
+fn wall(now: Duration) -> Timestamp {
+    Timestamp::from_millis(now.as_millis() as u64)
+}
 
 fn id(n: u128) -> RunId {
     RunId::numbered(n)
@@ -36,7 +43,7 @@ fn new(run: u128) -> Queued {
     Queued {
         run: id(run),
         job: 1,
-        key: None,
+        keys: Keys::None,
         place: Place::new(false, id(run)),
         generation: 0,
         crashes: 0,
@@ -56,8 +63,16 @@ impl Queued {
         Queued { job, ..self }
     }
 
+    /// Needs this key, besides those it has.
     fn keyed(self, key: &str, limit: u32) -> Self {
-        Queued { key: Some((key.into(), limit)), ..self }
+        let more = [(key.into(), limit)];
+        let keys: Vec<(String, u32)> =
+            self.keys.iter().map(|(name, limit)| (name.to_string(), *limit)).chain(more).collect();
+        Queued { keys: Keys::of(&keys), ..self }
+    }
+
+    fn of_priority(self, priority: i8) -> Self {
+        Queued { place: self.place.with(priority), ..self }
     }
 
     /// Stands where another stood, or at the back under a ticket of now.
@@ -75,7 +90,38 @@ fn queued(queued: Queued) -> Line {
 }
 
 fn withdrawn(run: u128, key: Option<&str>) -> Line {
-    On(Event::Withdrawn { run: id(run), job: 1, key: key.map(Into::into) })
+    withdrawn_of(run, key.as_slice(), 0)
+}
+
+fn withdrawn_of(run: u128, keys: &[&str], priority: i8) -> Line {
+    On(Event::Withdrawn { run: id(run), job: 1, keys: named(keys), priority })
+}
+
+/// Keys, one run at a time.
+fn named(keys: &[&str]) -> Keys {
+    Keys::of(&keys.iter().map(|key| ((*key).to_owned(), 1)).collect::<Vec<_>>())
+}
+
+/// A run goes to sleep and its body stops.
+fn asleep(run: u128, keys: &[&str]) -> [Line; 2] {
+    let sleeper = Sleeper { run: id(run), job: 1, keys: named(keys), due: None };
+    [On(Event::Suspended(sleeper)), stopped(run, 1)]
+}
+
+fn woken(run: u128, keys: &[&str]) -> Line {
+    queued(Queued { keys: named(keys), holds: true, ..recovered(run, 0) })
+}
+
+fn rated(of: Throttled, starts: u32, secs: u64) -> Line {
+    On(Event::Rated(of, Some(Rate { starts, per: Duration::from_secs(secs) })))
+}
+
+fn held(of: Throttled, held: bool) -> Line {
+    On(Event::Held(of, held.then_some(Timestamp::from_millis(0))))
+}
+
+fn key(name: &str) -> Throttled {
+    Throttled::Key(name.into())
 }
 
 fn ended(run: u128) -> Line {
@@ -103,12 +149,13 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
             Secs(secs) => {
                 now += Duration::from_secs(secs);
                 engine.apply(Event::Tick, now);
+                engine.tell_time(wall(now));
             }
+            Wall(secs) => engine.tell_time(Timestamp::from_millis(secs * 1_000)),
             Rings(secs, expected) => {
-                let wall = Timestamp::from_millis(secs * 1_000);
-                let rung: Vec<_> =
-                    std::iter::from_fn(|| engine.ring(wall)).map(|(run, alarm)| (number(run), alarm)).collect();
-                assert_eq!(rung, expected, "line {at}");
+                let now = Timestamp::from_millis(secs * 1_000);
+                let rung = std::iter::from_fn(|| engine.ring(now)).map(|(run, alarm)| (number(run), alarm));
+                assert_eq!(rung.collect::<Vec<_>>(), expected, "line {at}");
             }
         }
     }
@@ -493,8 +540,15 @@ fn a_claim_carries_lease_crashes_and_key() {
     let mut engine = play(9, vec![registered(1, 9), queued(new(1)), queued(recovered(2, 1).after(6).keyed("k", 3))]);
     let claims: Vec<Claim> = std::iter::from_fn(|| engine.claim(Duration::ZERO)).collect();
     let expected = [
-        Claim { run: id(2), generation: 7, crashes: 2, key: Some(("k".into(), 3)), untouched: false },
-        Claim { run: id(1), generation: 1, crashes: 1, key: None, untouched: true },
+        Claim {
+            run: id(2),
+            generation: 7,
+            crashes: 2,
+            keys: Keys::one("k".into(), 3),
+            counted: false,
+            untouched: false,
+        },
+        Claim { run: id(1), generation: 1, crashes: 1, keys: Keys::None, counted: false, untouched: true },
     ];
     assert_eq!(claims, expected);
 }
@@ -688,11 +742,11 @@ fn an_adopted_probationer_stays_on_probation() {
 
 /// What a wait is for: a run of job 1.
 fn on(run: u128) -> Awaited {
-    Awaited { run: id(run), job: 1, key: None, key_limit: 0 }
+    Awaited { run: id(run), job: 1, keys: Keys::None }
 }
 
 fn on_keyed(run: u128, key: &str) -> Awaited {
-    Awaited { key: Some(key.to_owned()), key_limit: 1, ..on(run) }
+    Awaited { keys: named(&[key]), ..on(run) }
 }
 
 #[test]
@@ -770,12 +824,470 @@ fn waits_outlive_a_rebuilt_engine() {
     assert!(!engine.wait(id(2), on(1)));
 }
 
+#[test]
+fn a_run_of_several_keys_takes_all_or_none() {
+    check(vec![
+        (
+            "it waits for the last of them, and holds none meanwhile",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("a", 1)),
+                queued(new(2).keyed("b", 1)),
+                queued(new(3).keyed("a", 1).keyed("b", 1)),
+                queued(new(4).keyed("c", 1)),
+                Starts(&[1, 2, 4]),
+                stopped(1, 1),
+                Starts(&[]),
+                stopped(2, 1),
+                Starts(&[3]),
+                queued(new(5).keyed("a", 1)),
+                queued(new(6).keyed("b", 1)),
+                Starts(&[]),
+                stopped(3, 1),
+                Starts(&[5, 6]),
+            ],
+        ),
+        (
+            "nobody overtakes it in any of its lines",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("a", 1)),
+                queued(new(2).keyed("a", 1).keyed("b", 1)),
+                queued(new(3).keyed("b", 1)),
+                Starts(&[1]),
+                stopped(1, 1),
+                Starts(&[2]),
+                stopped(2, 1),
+                Starts(&[3]),
+            ],
+        ),
+        (
+            "circles do not lock each other out: the order is one for all lines",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("a", 1).keyed("b", 1)),
+                queued(new(2).keyed("b", 1).keyed("c", 1)),
+                queued(new(3).keyed("c", 1).keyed("a", 1)),
+                Starts(&[1]),
+                stopped(1, 1),
+                Starts(&[2]),
+                stopped(2, 1),
+                Starts(&[3]),
+            ],
+        ),
+        (
+            "each key counts with its own limit",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("a", 2).keyed("b", 1)),
+                queued(new(2).keyed("a", 2).keyed("c", 1)),
+                queued(new(3).keyed("a", 2)),
+                Starts(&[1, 2]),
+                stopped(2, 1),
+                Starts(&[3]),
+            ],
+        ),
+        (
+            "one that comes before it takes its offer back from all its keys",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(5).keyed("a", 1).keyed("b", 1)),
+                queued(recovered(9, 0).keyed("b", 1)),
+                queued(new(6).keyed("a", 1)),
+                Starts(&[9]),
+                stopped(9, 2),
+                Starts(&[5]),
+                stopped(5, 1),
+                Starts(&[6]),
+            ],
+        ),
+        (
+            "one that is withdrawn leaves every line",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("a", 1)),
+                queued(new(2).keyed("a", 1).keyed("b", 1)),
+                queued(new(3).keyed("b", 1)),
+                Starts(&[1]),
+                withdrawn_of(2, &["a", "b"], 0),
+                Starts(&[3]),
+                queued(new(4).keyed("a", 1)),
+                stopped(1, 1),
+                Starts(&[4]),
+            ],
+        ),
+        (
+            "one that sleeps keeps all of them, and one that is woken",
+            9,
+            [registered(1, 9), queued(new(1).keyed("a", 1).keyed("b", 1)), Starts(&[1])]
+                .into_iter()
+                .chain(asleep(1, &["a", "b"]))
+                .chain([
+                    queued(new(2).keyed("a", 1)),
+                    queued(new(3).keyed("b", 1)),
+                    Starts(&[]),
+                    woken(1, &["a", "b"]),
+                    Starts(&[1]),
+                    stopped(1, 2),
+                    Starts(&[2, 3]),
+                ])
+                .collect(),
+        ),
+    ]);
+}
+
+#[test]
+fn higher_priorities_go_first() {
+    check(vec![
+        (
+            "among jobs, then in order of trigger",
+            9,
+            vec![
+                registered(1, 9),
+                registered(2, 9),
+                queued(new(1)),
+                queued(new(2).of_priority(5)),
+                queued(new(3).of(2).of_priority(5)),
+                queued(new(4).of_priority(-5)),
+                queued(new(5).of(2).of_priority(i8::MAX)),
+                queued(new(6).of_priority(i8::MIN)),
+                Starts(&[5, 2, 3, 1, 4, 6]),
+            ],
+        ),
+        (
+            "in a key's line too",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("k", 1)),
+                queued(new(2).keyed("k", 1)),
+                queued(new(3).keyed("k", 1).of_priority(1)),
+                Starts(&[3]),
+                stopped(3, 1),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "but recovered and woken ones go before them all",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).of_priority(100)),
+                queued(recovered(2, 0).of_priority(-100)),
+                Starts(&[2, 1]),
+            ],
+        ),
+        (
+            "one that is withdrawn is found at its priority",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).of_priority(3)),
+                queued(new(2).of_priority(3).keyed("k", 1)),
+                withdrawn_of(1, &[], 3),
+                withdrawn_of(2, &["k"], 3),
+                Starts(&[]),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn rates_bound_the_starts_of_a_window() {
+    let job = || Throttled::Job(1);
+    check(vec![
+        (
+            "a job's holds back its own runs and nobody else's; windows begin with a start",
+            99,
+            vec![
+                registered(1, 9),
+                registered(2, 9),
+                rated(job(), 2, 10),
+                Secs(100),
+                queued(new(1)),
+                Starts(&[1]),
+                Secs(4),
+                queued(new(2)),
+                queued(new(3)),
+                queued(new(4).of(2)),
+                queued(new(5)),
+                queued(new(6)),
+                Starts(&[2, 4]),
+                Secs(5),
+                Starts(&[]),
+                Secs(1),
+                Starts(&[3, 5]),
+                Secs(9),
+                Starts(&[]),
+                Secs(1),
+                Starts(&[6]),
+            ],
+        ),
+        (
+            "a key's holds back its own line",
+            99,
+            vec![
+                registered(1, 9),
+                rated(key("k"), 1, 10),
+                queued(new(1).keyed("k", 9)),
+                queued(new(2).keyed("k", 9)),
+                queued(new(3).keyed("other", 1)),
+                queued(new(4)),
+                Starts(&[1, 3, 4]),
+                Secs(10),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "recovered and woken ones are neither counted nor held back",
+            99,
+            vec![
+                registered(1, 9),
+                rated(job(), 1, 10),
+                queued(recovered(1, 0)),
+                Starts(&[1]),
+                queued(new(2)),
+                queued(new(3)),
+                Starts(&[2]),
+                queued(recovered(4, 0)),
+                Starts(&[4]),
+                Secs(10),
+                Starts(&[3]),
+            ],
+        ),
+        (
+            "with several keys each of them counts",
+            99,
+            vec![
+                registered(1, 9),
+                rated(key("a"), 1, 10),
+                rated(key("b"), 1, 20),
+                queued(new(1).keyed("a", 9).keyed("b", 9)),
+                queued(new(2).keyed("a", 9).keyed("b", 9)),
+                Starts(&[1]),
+                Secs(10),
+                Starts(&[]),
+                Secs(10),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "one that is lifted lets go at once",
+            99,
+            vec![
+                registered(1, 9),
+                rated(job(), 1, 10),
+                queued(new(1)),
+                queued(new(2)),
+                Starts(&[1]),
+                On(Event::Rated(job(), None)),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "a clock that is set back holds nothing longer than a window",
+            99,
+            vec![
+                registered(1, 9),
+                rated(job(), 1, 10),
+                Wall(1_000_000),
+                queued(new(1)),
+                queued(new(2)),
+                Starts(&[1]),
+                Wall(5),
+                Starts(&[]),
+                Wall(15),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "a window outlives the engine",
+            99,
+            vec![
+                Wall(100),
+                On(Event::Restored(
+                    job(),
+                    Throttle {
+                        window: Window { began: Timestamp::from_millis(95_000), starts: 2 },
+                        ..Throttle::default()
+                    },
+                )),
+                registered(1, 9),
+                rated(job(), 2, 10),
+                queued(new(1)),
+                Starts(&[]),
+                Wall(105),
+                Starts(&[1]),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn the_next_start_of_a_full_window_is_an_alarm() {
+    let mut engine =
+        play(9, vec![registered(1, 9), rated(key("k"), 1, 10), Wall(7), queued(new(1).keyed("k", 9)), Starts(&[1])]);
+    assert_eq!(engine.next_alarm(), Some(Timestamp::from_millis(17_000)));
+    engine.tell_time(Timestamp::from_millis(17_000));
+    assert_eq!(engine.next_alarm(), None);
+}
+
+#[test]
+fn what_is_paused_starts_nothing() {
+    check(vec![
+        (
+            "a job, its woken and recovered runs included; other jobs go on",
+            9,
+            vec![
+                registered(1, 9),
+                registered(2, 9),
+                held(Throttled::Job(1), true),
+                queued(new(1)),
+                queued(recovered(2, 0)),
+                queued(new(3).of(2)),
+                Starts(&[3]),
+                held(Throttled::Job(1), false),
+                Starts(&[2, 1]),
+            ],
+        ),
+        (
+            "a key lets nobody in; who holds it goes on",
+            9,
+            [
+                registered(1, 9),
+                queued(new(1).keyed("k", 1)),
+                Starts(&[1]),
+                held(key("k"), true),
+                queued(new(2).keyed("k", 1)),
+                queued(new(3).keyed("other", 1)),
+                Starts(&[3]),
+            ]
+            .into_iter()
+            .chain(asleep(1, &["k"]))
+            .chain([woken(1, &["k"]), Starts(&[1]), held(key("k"), false), Starts(&[])])
+            .chain([stopped(1, 2), Starts(&[2])])
+            .collect(),
+        ),
+    ]);
+}
+
+#[test]
+fn keys_take_turns_where_a_job_is_fair() {
+    let fair = || On(Event::TakesTurns { job: 1, fair: true });
+    let hot = |run| queued(new(run).keyed("hot", 1));
+    check(vec![
+        (
+            "one that comes later waits for one turn",
+            1,
+            vec![
+                registered(1, 9),
+                fair(),
+                hot(1),
+                hot(2),
+                hot(3),
+                queued(new(8).keyed("cold", 1)),
+                queued(new(9).keyed("cold", 1)),
+                Starts(&[1]),
+                stopped(1, 1),
+                Starts(&[8]),
+                stopped(8, 1),
+                Starts(&[2]),
+                stopped(2, 1),
+                Starts(&[9]),
+                stopped(9, 1),
+                Starts(&[3]),
+            ],
+        ),
+        (
+            "runs without a key are one group",
+            1,
+            vec![
+                fair(),
+                queued(new(1)),
+                queued(new(2)),
+                queued(new(3)),
+                queued(new(8).keyed("cold", 1)),
+                registered(1, 9),
+                Starts(&[1]),
+                stopped(1, 1),
+                Starts(&[8]),
+                stopped(8, 1),
+                Starts(&[2]),
+                withdrawn(3, None),
+                stopped(2, 1),
+                Starts(&[]),
+            ],
+        ),
+        (
+            "recovered ones and priorities go before turns",
+            9,
+            vec![
+                registered(1, 9),
+                fair(),
+                queued(new(1).keyed("a", 1)),
+                queued(new(2).keyed("b", 1).of_priority(1)),
+                queued(recovered(3, 0).keyed("c", 1)),
+                Starts(&[3, 2, 1]),
+            ],
+        ),
+        (
+            "without it they go in order of trigger",
+            1,
+            vec![
+                registered(1, 9),
+                fair(),
+                On(Event::TakesTurns { job: 1, fair: false }),
+                hot(1),
+                hot(2),
+                queued(new(8).keyed("cold", 1)),
+                Starts(&[1]),
+                stopped(1, 1),
+                Starts(&[2]),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn the_backlog_of_a_key_is_of_runs_that_never_started() {
+    let mut engine = play(
+        9,
+        vec![
+            registered(1, 9),
+            queued(new(1).keyed("k", 2)),
+            Starts(&[1]),
+            queued(new(2).keyed("k", 2)),
+            Starts(&[2]),
+            queued(new(3).keyed("k", 2)),
+            queued(new(4).keyed("k", 2).after(1)),
+            queued(recovered(5, 0).keyed("k", 2)),
+        ],
+    );
+    assert_eq!(engine.backlog("k", 2, 0), Some(1));
+    assert_eq!(engine.backlog("k", 2, 3), Some(4));
+    assert_eq!(engine.backlog("free", 1, 0), None);
+    assert_eq!(engine.backlog("free", 1, 1), Some(0));
+    engine.apply(Event::Stopped { run: id(1), generation: 1 }, Duration::ZERO);
+    engine.apply(Event::Stopped { run: id(2), generation: 1 }, Duration::ZERO);
+    assert_eq!(engine.backlog("k", 2, 0), Some(0), "two of three in line find room");
+    assert_eq!(engine.backlog("k", 9, 0), None, "all do, and the new one");
+    engine.apply(Event::Held(key("free"), Some(Timestamp::from_millis(0))), Duration::ZERO);
+    assert_eq!(engine.backlog("free", 1, 0), Some(0), "it lets nobody in");
+}
+
 /// The engine as plain lists.
 #[derive(Debug, Default)]
 struct Model {
     slots: usize,
     paused: bool,
     limits: BTreeMap<JobNumber, usize>,
+    throttles: Vec<(Throttled, Hold)>,
     pending: Vec<Queued>,
     executing: Vec<Body>,
     /// Suspended runs, with when they are woken.
@@ -783,6 +1295,14 @@ struct Model {
     delayed: Vec<Queued>,
     /// Runs that are over and could be resumed.
     over: Vec<Queued>,
+}
+
+/// A pause, and a rate with when its window began and how many it had.
+#[derive(Debug, Clone, Default)]
+struct Hold {
+    paused: bool,
+    rate: Option<(u32, Duration)>,
+    window: Option<(Duration, u32)>,
 }
 
 #[derive(Debug, Clone)]
@@ -816,53 +1336,86 @@ impl Body {
     }
 }
 
-fn key_of(queued: &Queued) -> Option<&str> {
-    queued.key.as_ref().map(|(name, _)| &**name)
+fn behind(queued: &Queued) -> bool {
+    queued.place > Place::new(true, id(u128::MAX)).with(i8::MIN)
 }
 
 impl Model {
-    /// Whether slot, job and key have room for it, and nobody is before it in its key's line.
-    fn may_start(&self, run: &Queued) -> bool {
-        let of_job = self.executing.iter().filter(|body| body.queued.job == run.job).count();
-        let limit = self.limits.get(&run.job).copied().unwrap_or(0);
-        let key = run.holds
-            || run.key.as_ref().is_none_or(|(name, limit)| {
-                let executing = self.executing.iter().map(|body| &body.queued);
-                let woken = self.pending.iter().filter(|other| other.holds);
-                let holders: Vec<u32> = executing
-                    .chain(woken)
-                    .chain(self.asleep.iter().map(|(run, _)| run))
-                    .filter_map(|holder| holder.key.as_ref())
-                    .filter(|key| key.0 == *name)
-                    .map(|key| key.1)
-                    .collect();
-                let least = holders.iter().copied().fold(*limit, u32::min);
-                let waiting = self.pending.iter().filter(|other| key_of(other) == Some(name) && !other.holds);
-                let first = waiting.map(|other| other.place).min();
-                holders.len() < least as usize && first == Some(run.place)
-            });
-        !self.paused && self.executing.len() < self.slots && of_job < limit && key
+    fn hold(&mut self, of: &Throttled) -> &mut Hold {
+        if !self.throttles.iter().any(|(other, _)| other == of) {
+            self.throttles.push((of.clone(), Hold::default()));
+        }
+        self.throttles.iter_mut().find(|(other, _)| other == of).map(|(_, hold)| hold).expect("it is there")
     }
 
-    fn next(&self) -> Option<Queued> {
-        self.pending.iter().filter(|run| self.may_start(run)).min_by_key(|run| run.place).cloned()
+    fn lets_in(&self, of: &Throttled, run: &Queued, now: Duration) -> bool {
+        let Some((_, hold)) = self.throttles.iter().find(|(other, _)| other == of) else { return true };
+        let full = hold
+            .rate
+            .is_some_and(|(most, per)| hold.window.is_some_and(|(began, starts)| starts >= most && now < began + per));
+        !hold.paused && !(full && behind(run))
+    }
+
+    /// The limits of those that hold a key: bodies, and runs that sleep or were woken.
+    fn holders(&self, name: &KeyName) -> Vec<u32> {
+        let bodies = self.executing.iter().map(|body| &body.queued);
+        let asleep = self.asleep.iter().map(|(run, _)| run);
+        let all = bodies.chain(asleep).chain(self.pending.iter().filter(|run| run.holds));
+        all.flat_map(|run| run.keys.iter()).filter(|key| key.0 == *name).map(|key| key.1).collect()
+    }
+
+    /// Whether slot, job and keys have room for it, and nobody is before it in the line of any of its keys.
+    fn may_start(&self, run: &Queued, now: Duration) -> bool {
+        let of_job = self.executing.iter().filter(|body| body.queued.job == run.job).count();
+        let limit = self.limits.get(&run.job).copied().unwrap_or(0);
+        let keys = run.holds
+            || run.keys.iter().all(|(name, limit)| {
+                let holders = self.holders(name);
+                let least = holders.iter().copied().fold(*limit, u32::min);
+                let in_line = self.pending.iter().filter(|other| !other.holds && other.keys.has(name));
+                let first = in_line.map(|other| other.place).min();
+                holders.len() < least as usize
+                    && first == Some(run.place)
+                    && self.lets_in(&Throttled::Key(name.clone()), run, now)
+            });
+        !self.paused
+            && self.executing.len() < self.slots
+            && of_job < limit
+            && keys
+            && self.lets_in(&Throttled::Job(run.job), run, now)
+    }
+
+    fn next(&self, now: Duration) -> Option<Queued> {
+        self.pending.iter().filter(|run| self.may_start(run, now)).min_by_key(|run| run.place).cloned()
     }
 
     fn start(&mut self, run: RunId, now: Duration) -> Claim {
         let at = self.pending.iter().position(|queued| queued.run == run).expect("it waits");
         let mut queued = self.pending.remove(at);
-        let untouched = queued.generation == 0 && queued.place.ticket == run;
+        let mut counted = false;
+        if behind(&queued) {
+            let keys = queued.keys.iter().map(|(name, _)| Throttled::Key(name.clone()));
+            for of in keys.chain([Throttled::Job(queued.job)]) {
+                let hold = self.hold(&of);
+                if let Some((_, per)) = hold.rate {
+                    let window = hold.window.filter(|(began, _)| now < *began + per).unwrap_or((now, 0));
+                    hold.window = Some((window.0, window.1 + 1));
+                    counted = true;
+                }
+            }
+        }
+        let untouched = queued.generation == 0 && queued.place.ticket() == run;
         queued.generation += 1;
         queued.crashes += 1;
         queued.holds = false;
-        let (generation, crashes) = (queued.generation, queued.crashes);
-        let claim = Claim { run, generation, crashes, key: queued.key.clone(), untouched };
+        let (generation, crashes, keys) = (queued.generation, queued.crashes, queued.keys.clone());
+        let claim = Claim { run, generation, crashes, keys, counted, untouched };
         self.executing.push(Body { queued, ended: false, checkpointed: false, started: now, next: None });
         claim
     }
 
     fn waiting(&self, job: JobNumber, key: &str) -> Option<Queued> {
-        let waits = |run: &&Queued| run.job == job && key_of(run) == Some(key) && run.generation == 0;
+        let waits = |run: &&Queued| run.job == job && run.keys.has(key) && run.generation == 0;
         self.pending.iter().filter(waits).max_by_key(|run| run.place).cloned()
     }
 }
@@ -873,7 +1426,8 @@ enum Act {
     Register(JobNumber, u32),
     Trigger {
         job: JobNumber,
-        key: Option<(u8, u32)>,
+        keys: Vec<(u8, u32)>,
+        priority: i8,
     },
     Replace {
         job: JobNumber,
@@ -881,48 +1435,72 @@ enum Act {
     },
     Recover {
         job: JobNumber,
-        key: Option<(u8, u32)>,
+        keys: Vec<(u8, u32)>,
         crashes: u32,
     },
     Withdraw(usize),
     Checkpoint(usize),
     End(usize),
     HandBack(usize),
-    Stop(usize),
-    Resume(usize),
     Suspend(usize, Option<u64>),
     Wake(usize),
     Delay {
         job: JobNumber,
-        key: Option<(u8, u32)>,
+        keys: Vec<(u8, u32)>,
         secs: u64,
     },
-    /// The wall clock says this, in seconds.
-    Wall(u64),
+    /// All that is due by a wall clock that says this, in seconds.
+    Ring(u64),
+    Stop(usize),
+    Resume(usize),
     Pause(bool),
+    Hold {
+        of: u8,
+        held: bool,
+    },
+    Rate {
+        of: u8,
+        rate: Option<(u32, u64)>,
+    },
     Secs(u64),
     Claim,
 }
 
+/// Jobs and keys that can be held back.
+fn throttled(of: u8) -> Throttled {
+    match of {
+        0..3 => Throttled::Job(JobNumber::from(of) + 1),
+        key => Throttled::Key(format!("k{}", key - 3).as_str().into()),
+    }
+}
+
 fn acts(crashes: u32) -> impl Strategy<Value = Vec<Act>> {
     let job = || 1..4u32;
-    let key = || proptest::option::weighted(0.7, (0..3u8, 1..4u32));
+    let keys = || {
+        let limit = || proptest::option::weighted(0.4, 1..4u32);
+        let limits = (limit(), limit(), limit()).prop_map(|(a, b, c)| [a, b, c]);
+        limits.prop_map(|limits| (0..).zip(limits).filter_map(|(key, limit)| Some((key, limit?))).collect::<Vec<_>>())
+    };
+    let priority = || prop_oneof![3 => Just(0i8), 1 => Just(1), 1 => Just(-1)];
+    let rate = || proptest::option::weighted(0.7, (1..4u32, 1..60u64));
     let act = prop_oneof![
         1 => (job(), 1..4u32).prop_map(|(job, limit)| Act::Register(job, limit)),
-        6 => (job(), key()).prop_map(|(job, key)| Act::Trigger { job, key }),
+        6 => (job(), keys(), priority()).prop_map(|(job, keys, priority)| Act::Trigger { job, keys, priority }),
         2 => (job(), 0..3u8).prop_map(|(job, key)| Act::Replace { job, key }),
-        2 => (job(), key(), 0..=crashes).prop_map(|(job, key, crashes)| Act::Recover { job, key, crashes }),
+        2 => (job(), keys(), 0..=crashes).prop_map(|(job, keys, crashes)| Act::Recover { job, keys, crashes }),
         2 => any::<usize>().prop_map(Act::Withdraw),
         1 => any::<usize>().prop_map(Act::Checkpoint),
         2 => any::<usize>().prop_map(Act::End),
         1 => any::<usize>().prop_map(Act::HandBack),
-        5 => any::<usize>().prop_map(Act::Stop),
-        2 => any::<usize>().prop_map(Act::Resume),
         3 => (any::<usize>(), proptest::option::of(0..100u64)).prop_map(|(n, due)| Act::Suspend(n, due)),
         3 => any::<usize>().prop_map(Act::Wake),
-        1 => (job(), key(), 0..100u64).prop_map(|(job, key, secs)| Act::Delay { job, key, secs }),
-        2 => (0..100u64).prop_map(Act::Wall),
+        1 => (job(), keys(), 0..100u64).prop_map(|(job, keys, secs)| Act::Delay { job, keys, secs }),
+        2 => (0..100u64).prop_map(Act::Ring),
+        5 => any::<usize>().prop_map(Act::Stop),
+        2 => any::<usize>().prop_map(Act::Resume),
         1 => any::<bool>().prop_map(Act::Pause),
+        1 => (0..6u8, any::<bool>()).prop_map(|(of, held)| Act::Hold { of, held }),
+        1 => (0..6u8, rate()).prop_map(|(of, rate)| Act::Rate { of, rate }),
         1 => (1..40u64).prop_map(Act::Secs),
         6 => Just(Act::Claim),
     ];
@@ -972,14 +1550,14 @@ impl Pair {
     }
 
     /// Rings all alarms that are due, and does what they are for.
-    fn ring(&mut self, wall: Timestamp) {
+    fn ring(&mut self, now: Timestamp) {
         let wakes = self.model.asleep.iter().filter_map(|(run, due)| Some(((*due)?, run.run, Alarm::Wake)));
         let starts = self.model.delayed.iter().filter_map(|run| Some((run.not_before?, run.run, Alarm::Start)));
-        let mut due: Vec<_> = wakes.chain(starts).filter(|(at, ..)| *at <= wall).collect();
+        let mut due: Vec<_> = wakes.chain(starts).filter(|(at, ..)| *at <= now).collect();
         due.sort();
-        assert_eq!(self.engine.next_alarm().is_some_and(|at| at <= wall), !due.is_empty());
+        assert!(due.first().is_none_or(|(at, ..)| self.engine.next_alarm().is_some_and(|next| next <= *at)));
         for (_, run, alarm) in due {
-            assert_eq!(self.engine.ring(wall), Some((run, alarm)));
+            assert_eq!(self.engine.ring(now), Some((run, alarm)));
             if alarm == Alarm::Wake {
                 let asleep = self.model.asleep.iter().find(|(asleep, _)| asleep.run == run).expect("it sleeps");
                 self.wake(asleep.0.clone());
@@ -989,15 +1567,15 @@ impl Pair {
                 self.model.pending.push(Queued { not_before: None, ..queued });
             }
         }
-        assert_eq!(self.engine.ring(wall), None);
+        assert_eq!(self.engine.ring(now), None);
     }
 
     fn withdraw(&mut self, run: &Queued) {
-        let key = run.key.as_ref().map(|(name, _)| name.clone());
-        self.tell(Event::Withdrawn { run: run.run, job: run.job, key });
+        let priority = i8::MAX.saturating_sub_unsigned(run.place.rank().1);
+        self.tell(Event::Withdrawn { run: run.run, job: run.job, keys: run.keys.clone(), priority });
         self.model.pending.retain(|queued| queued.run != run.run);
         self.model.delayed.retain(|queued| queued.run != run.run);
-        self.model.asleep.retain(|(queued, _)| queued.run != run.run);
+        self.model.asleep.retain(|(asleep, _)| asleep.run != run.run);
         for body in &mut self.model.executing {
             body.next.take_if(|next| next.run().run == run.run);
         }
@@ -1013,17 +1591,19 @@ impl Pair {
     /// Does it to both; claims are left to the caller.
     fn act(&mut self, act: Act) {
         let pick = |n: usize, of: usize| (of > 0).then(|| n % of.max(1));
-        let named = |key: Option<(u8, u32)>| key.map(|(key, limit)| (format!("k{key}").as_str().into(), limit));
+        let named = |keys: Vec<(u8, u32)>| {
+            Keys::of(&keys.into_iter().map(|(key, limit)| (format!("k{key}"), limit)).collect::<Vec<_>>())
+        };
         let (executing, over) = (self.model.executing.len(), self.model.over.len());
         match act {
             Act::Register(job, limit) => {
                 self.tell(Event::Registered { job, limit });
                 self.model.limits.insert(job, limit as usize);
             }
-            Act::Trigger { job, key } => {
+            Act::Trigger { job, keys, priority } => {
                 let run = self.fresh();
-                let queued = Queued { run, job, key: named(key), place: Place::new(false, run), ..new(0) };
-                self.queue(queued);
+                let place = Place::new(false, run).with(priority);
+                self.queue(Queued { run, job, keys: named(keys), place, ..new(0) });
             }
             Act::Replace { job, key } => {
                 let name = format!("k{key}");
@@ -1036,10 +1616,10 @@ impl Pair {
                     self.queue(Queued { run, ..old });
                 }
             }
-            Act::Recover { job, key, crashes } => {
+            Act::Recover { job, keys, crashes } => {
                 let run = self.fresh();
-                let recovered = recovered(0, crashes);
-                self.queue(Queued { run, job, key: named(key), place: Place::new(true, run), ..recovered });
+                let place = Place::new(true, run);
+                self.queue(Queued { run, job, keys: named(keys), place, ..recovered(0, crashes) });
             }
             Act::Withdraw(n) => {
                 let model = &self.model;
@@ -1070,6 +1650,35 @@ impl Pair {
                     self.queue(Queued { place: Place::new(true, queued.run), crashes: 0, ..queued });
                 }
             }
+            Act::Suspend(n, due) => {
+                if let Some(at) = pick(n, executing).filter(|at| !self.model.executing[*at].ended) {
+                    self.end(at);
+                    let due = due.map(|secs| Timestamp::from_millis(secs * 1_000));
+                    let body = &mut self.model.executing[at];
+                    let Queued { run, job, ref keys, .. } = body.queued;
+                    let sleeper = Sleeper { run, job, keys: keys.clone(), due };
+                    body.next = Some(Then::Sleep(body.queued.clone(), due));
+                    self.tell(Event::Suspended(sleeper));
+                }
+            }
+            Act::Wake(n) => {
+                let asleep = self.model.asleep.iter().map(|(run, _)| run);
+                let stopping = self.model.executing.iter().filter_map(|body| match &body.next {
+                    Some(Then::Sleep(run, _)) => Some(run),
+                    Some(Then::Queue(_)) | None => None,
+                });
+                let asleep: Vec<Queued> = asleep.chain(stopping).cloned().collect();
+                if let Some(at) = pick(n, asleep.len()) {
+                    self.wake(asleep[at].clone());
+                }
+            }
+            Act::Delay { job, keys, secs } => {
+                let run = self.fresh();
+                let not_before = Some(Timestamp::from_millis(secs * 1_000));
+                let place = Place::new(false, run);
+                self.queue(Queued { run, job, keys: named(keys), place, not_before, ..new(0) });
+            }
+            Act::Ring(secs) => self.ring(Timestamp::from_millis(secs * 1_000)),
             Act::Stop(n) => {
                 if let Some(at) = pick(n, executing) {
                     self.end(at);
@@ -1094,42 +1703,29 @@ impl Pair {
                 let ticket = self.fresh();
                 self.queue(Queued { place: Place::new(false, ticket), crashes: 0, ..queued });
             }
-            Act::Suspend(n, due) => {
-                if let Some(at) = pick(n, executing).filter(|at| !self.model.executing[*at].ended) {
-                    self.end(at);
-                    let due = due.map(|secs| Timestamp::from_millis(secs * 1_000));
-                    let body = &mut self.model.executing[at];
-                    let queued = body.queued.clone();
-                    let sleeper = Sleeper { run: queued.run, job: queued.job, key: queued.key.clone(), due };
-                    body.next = Some(Then::Sleep(queued, due));
-                    self.tell(Event::Suspended(sleeper));
-                }
-            }
-            Act::Wake(n) => {
-                let asleep = self.model.asleep.iter().map(|(run, _)| run);
-                let stopping = self.model.executing.iter().filter_map(|body| match &body.next {
-                    Some(Then::Sleep(run, _)) => Some(run),
-                    Some(Then::Queue(_)) | None => None,
-                });
-                let asleep: Vec<Queued> = asleep.chain(stopping).cloned().collect();
-                if let Some(at) = pick(n, asleep.len()) {
-                    self.wake(asleep[at].clone());
-                }
-            }
-            Act::Delay { job, key, secs } => {
-                let run = self.fresh();
-                let not_before = Some(Timestamp::from_millis(secs * 1_000));
-                let place = Place::new(false, run);
-                self.queue(Queued { run, job, key: named(key), place, not_before, ..new(0) });
-            }
-            Act::Wall(secs) => self.ring(Timestamp::from_millis(secs * 1_000)),
             Act::Pause(paused) => {
                 self.tell(Event::Paused(paused));
                 self.model.paused = paused;
             }
+            Act::Hold { of, held } => {
+                let of = throttled(of);
+                self.tell(Event::Held(of.clone(), held.then_some(Timestamp::from_millis(0))));
+                self.model.hold(&of).paused = held;
+            }
+            Act::Rate { of, rate } => {
+                let of = throttled(of);
+                let rate = rate.map(|(starts, secs)| (starts, Duration::from_secs(secs)));
+                self.tell(Event::Rated(of.clone(), rate.map(|(starts, per)| Rate { starts, per })));
+                let hold = self.model.hold(&of);
+                if hold.rate != rate {
+                    hold.window = None;
+                }
+                hold.rate = rate;
+            }
             Act::Secs(secs) => {
                 self.now += Duration::from_secs(secs);
                 self.tell(Event::Tick);
+                self.engine.tell_time(wall(self.now));
             }
             Act::Claim => {}
         }
@@ -1145,7 +1741,7 @@ impl Pair {
     fn claim_lawfully(&mut self) -> bool {
         let Some(claim) = self.engine.claim(self.now) else { return false };
         let run = self.model.pending.iter().find(|queued| queued.run == claim.run).cloned().expect("it waits");
-        assert!(self.model.may_start(&run), "{run:?} has no room");
+        assert!(self.model.may_start(&run, self.now), "{run:?} has no room");
         let suspect = |queued: &Queued| queued.crashes >= 2;
         if suspect(&run) {
             let other = self.model.executing.iter().find(|body| body.is_probationer(self.now));
@@ -1155,7 +1751,7 @@ impl Pair {
             .model
             .pending
             .iter()
-            .filter(|run| !suspect(run) && self.model.may_start(run))
+            .filter(|run| !suspect(run) && self.model.may_start(run, self.now))
             .map(|run| run.place)
             .min();
         assert!(first.is_none_or(|first| run.place <= first), "{run:?} goes before {first:?}");
@@ -1175,7 +1771,7 @@ proptest! {
                 continue;
             }
             loop {
-                let next = pair.model.next();
+                let next = pair.model.next(pair.now);
                 let expected = next.map(|run| pair.model.start(run.run, pair.now));
                 let claim = pair.engine.claim(pair.now);
                 prop_assert_eq!(&claim, &expected);
@@ -1195,7 +1791,11 @@ proptest! {
             while claims && pair.claim_lawfully() {}
         }
         pair.act(Act::Pause(false));
-        pair.act(Act::Wall(1_000));
+        for of in 0..6 {
+            pair.act(Act::Hold { of, held: false });
+            pair.act(Act::Rate { of, rate: None });
+        }
+        pair.act(Act::Ring(1_000));
         for job in 1..4 {
             pair.act(Act::Register(job, 1));
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Engine;
+use super::{Engine, Keys};
 use crate::id::RunId;
 
 /// A pending run as a wait sees it.
@@ -10,8 +10,7 @@ use crate::id::RunId;
 pub(crate) struct Awaited {
     pub(crate) run: RunId,
     pub(crate) job: super::JobNumber,
-    pub(crate) key: Option<String>,
-    pub(crate) key_limit: u32,
+    pub(crate) keys: Keys,
 }
 
 /// Which body waits for what.
@@ -74,7 +73,7 @@ impl Engine {
     }
 
     /// Whether a run can make progress: an executing one if it is among those that do; a pending one if a slot, a place
-    /// among its job's and its key are free or held by one that does.
+    /// among its job's and its keys are free or held by one that does.
     fn can_go_on(&self, target: &Awaited, going: &BTreeSet<RunId>) -> bool {
         // Whether what a sleeping run waits for comes is not known here, so it counts as coming.
         if self.sleepers.contains(target.run) {
@@ -86,11 +85,13 @@ impl Engine {
         let slot = self.executing.len() < self.slots as usize || !going.is_empty();
         let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
             || going.iter().any(|run| self.executing.get(run).is_some_and(|other| other.job == target.job));
-        let key = target.key.as_deref().and_then(|name| self.keys.get(name)).is_none_or(|key| {
+        let keys = target.keys.iter().all(|(name, limit)| {
             let goes_on = |run: &RunId| going.contains(run) || !self.executing.contains_key(run);
-            key.has_room(target.key_limit) || key.holders.iter().any(|(run, _)| goes_on(run))
+            let comes_free =
+                |key: &super::key::Key| key.has_room(*limit) || key.holders.iter().any(|(run, _)| goes_on(run));
+            self.keys.get(name).is_none_or(comes_free)
         });
-        slot && place && key
+        slot && place && keys
     }
 }
 
@@ -106,21 +107,25 @@ mod tests {
     }
 
     fn pending(n: u128, key: Option<&str>) -> Awaited {
-        Awaited { run: run(n), job: JOB, key: key.map(str::to_owned), key_limit: 1 }
+        Awaited { run: run(n), job: JOB, keys: keys(key) }
+    }
+
+    fn keys(key: Option<&str>) -> Keys {
+        key.map_or(Keys::None, |key| Keys::one(key.into(), 1))
     }
 
     /// An engine with so many slots, all of them taken by runs 1, 2, … with these keys.
-    fn full(keys: &[Option<&str>]) -> Engine {
-        let mut engine = Engine::new(keys.len() as u32, false);
+    fn full(names: &[Option<&str>]) -> Engine {
+        let mut engine = Engine::new(names.len() as u32, false);
         engine.apply(Event::Registered { job: JOB, limit: u32::MAX }, std::time::Duration::ZERO);
-        for (n, key) in (1..).zip(keys) {
-            let key = key.map(|key| (key.into(), 1));
+        for (n, key) in (1..).zip(names) {
+            let keys = self::keys(*key);
             let place = Place::new(false, run(n));
             engine.apply(
                 Event::Queued(Queued {
                     run: run(n),
                     job: JOB,
-                    key,
+                    keys,
                     place,
                     generation: 0,
                     crashes: 0,

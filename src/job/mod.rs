@@ -2,6 +2,7 @@
 
 mod error;
 mod handle;
+mod rate;
 mod register;
 mod retry;
 pub(crate) mod schema;
@@ -22,12 +23,14 @@ use serde_json::Value;
 pub(crate) use error::cut;
 pub use error::{ErrorKind, JobError, JobResult};
 pub use handle::JobHandle;
+pub use rate::RateLimit;
 pub use register::Register;
 pub(crate) use register::{Registry, register};
 pub use retry::Retry;
 
 use crate::error::Error;
 use crate::step::Step;
+use crate::store::op::Terms;
 use schema::{Contract, ContractError, DecodeError};
 
 /// What a job takes and gives: serde types with a JSON Schema. Implemented for every type that is all of it.
@@ -75,6 +78,8 @@ pub(crate) struct Definition {
     pub(crate) retry: Option<Retry>,
     /// For its runs that have none of their own.
     pub(crate) deadline: Option<Duration>,
+    rate: Option<RateLimit>,
+    fair: bool,
     input: Result<Arc<Contract>, Arc<ContractError>>,
     output: Result<Arc<Contract>, Arc<ContractError>>,
     normalise: Arc<Normalise>,
@@ -96,6 +101,8 @@ impl<I: Payload, O: Payload> Job<I, O> {
             limit: None,
             retry: None,
             deadline: None,
+            rate: None,
+            fair: false,
             input: Contract::input_of::<I>().map(Arc::new).map_err(Arc::new),
             output: Contract::output_of::<O>().map(Arc::new).map_err(Arc::new),
             normalise: Arc::new(|value| {
@@ -118,6 +125,34 @@ impl<I: Payload, O: Payload> Job<I, O> {
     /// bounds them.
     pub fn concurrency(self, limit: u32) -> Self {
         let definition = Definition { limit: Some(limit), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// At most this many runs of the job start in a time, from 1 run and 1 ms. See [`RateLimit`] for what counts.
+    pub fn rate_limit(self, starts: u32, per: Duration) -> Self {
+        let definition = Definition { rate: Some(RateLimit::new(starts, per)), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// Lets the concurrency keys of the job's runs take turns where there is not room for all, so that one key with many runs
+    /// in line delays a run of another key by one start and not by all of them. Runs without a key are one group, which
+    /// takes turns as a key does. Recovered and woken runs, and those of a higher priority, go before turns. Without this, runs
+    /// start in order of trigger. Turns are among the runs of this job; between jobs it is the order of trigger.
+    ///
+    /// ```
+    /// use durably::{Job, Step};
+    ///
+    /// let sync = Job::new("sync", |step: Step, org: String| async move {
+    ///     step.run("fetch", || async { Ok(()) }).await?;
+    ///     Ok(org)
+    /// })
+    /// .concurrency(4)
+    /// .rate_limit(100, std::time::Duration::from_secs(60))
+    /// .fair();
+    /// # let _ = sync;
+    /// ```
+    pub fn fair(self) -> Self {
+        let definition = Definition { fair: true, ..(*self.definition).clone() };
         Job { definition: Arc::new(definition), types: PhantomData }
     }
 
@@ -166,11 +201,20 @@ impl Definition {
         self.output.as_ref().map_or(&Value::Null, |contract| contract.schema())
     }
 
+    /// On what terms its runs start.
+    pub(crate) fn terms(&self) -> Terms {
+        let rate = self.rate.map(RateLimit::to_engine);
+        Terms { limit: self.limit.unwrap_or(u32::MAX), rate, fair: self.fair }
+    }
+
     /// Checks what can't be checked by types.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         crate::trigger::labels::check_job_name(&self.name)?;
         if self.limit == Some(0) {
             return Err(Error::InvalidOption { option: "job concurrency", value: "0".into(), rule: "at least 1" });
+        }
+        if let Some(rate) = self.rate {
+            rate.validate()?;
         }
         let unusable = |side, error: &ContractError| Error::InvalidSchema {
             job: self.name.to_string(),

@@ -124,10 +124,7 @@ pub(crate) fn register<R: Register>(core: &Arc<Core>, jobs: R) -> Result<R::Hand
     core.registry.add(&definitions)?;
     let specs: Vec<JobSpec> = definitions
         .iter()
-        .map(|Erased(definition)| JobSpec {
-            name: definition.name.clone(),
-            limit: definition.limit.unwrap_or(u32::MAX),
-        })
+        .map(|Erased(definition)| JobSpec { name: definition.name.clone(), terms: definition.terms() })
         .collect();
     // Nobody waits for the commit: the writer has this before any trigger of the jobs.
     drop(core.store.submit(Op::Register, specs, Admitted::default()));

@@ -28,8 +28,14 @@ pub struct Run {
     pub status: RunStatus,
     /// The idempotency key given at the trigger.
     pub idempotency_key: Option<String>,
-    /// The concurrency key given at the trigger.
+    /// The first concurrency key given at the trigger.
     pub concurrency_key: Option<String>,
+    /// All concurrency keys given at the trigger, in that order.
+    #[serde(default)]
+    pub concurrency_keys: Vec<String>,
+    /// The priority given at the trigger; 0 without one.
+    #[serde(default)]
+    pub priority: i8,
     /// One more than the highest index among its completed steps; 0 before the first.
     pub current_step_index: u32,
     /// Steps that completed.

@@ -306,6 +306,11 @@ impl Execution {
         Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
     }
 
+    /// Keys of the steps that were called so far.
+    pub(crate) fn called(&self) -> Vec<String> {
+        self.steps().in_use.keys().map(|key| key.to_string()).collect()
+    }
+
     /// Counts the bytes of a checkpoint; says whether they are within the limit.
     pub(super) fn count_bytes(&self, bytes: usize) -> bool {
         let mut steps = self.steps();

@@ -17,6 +17,7 @@ use super::execution::{Known, Ticket};
 use super::run::{self, fitting, never};
 use crate::codec::records::{ErrorRecord, StepRecord, WaitRecord};
 use crate::error::Error;
+use crate::hooks::Bug;
 use crate::job::{ErrorKind, JobError, JobResult, schema};
 use crate::limits::ALARM_RECHECK;
 use crate::run::StepKind;
@@ -155,7 +156,7 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
     let execution = ticket.execution.clone();
     let now = execution.now();
     let (mut record, mut stored) = match ticket.known.take().map(|known| *known) {
-        Some(Known::Waits(_, record)) => (*record, true),
+        Some(Known::Waits(_, record)) if !execution.means.hooks.plants(Bug::PauseBegunAnew) => (*record, true),
         _ => (first_record(&ticket, &wanted, now), false),
     };
     let mut child = wanted.child.filter(|_| !stored);

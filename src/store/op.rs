@@ -8,12 +8,12 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::codec::records::{ErrorRecord, ProgressRecord, StepRecord};
-use crate::engine::Generation;
+use crate::engine::{Generation, Rate};
 use crate::error::Error;
 use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
-use crate::run::{LogLevel, RunStatus};
+use crate::run::{Explanation, LogLevel, RunStatus};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
@@ -79,6 +79,12 @@ pub(crate) enum Op {
     Idle(Call<Option<u64>, u64>),
     /// Time has passed: what is due is done.
     Tick,
+    /// Why a run is, or is not, executing; but for what its steps say.
+    Explain(Call<RunId, Explanation>),
+    /// Pause or resume a job or a key, or give a key a rate.
+    Throttle(Call<Throttling, ()>),
+    /// What is paused.
+    Throttled(Call<(), Vec<Paused>>),
     Stats(Call<(), Counts>),
     /// Fold, close, and end the writer.
     /// Whether what still executes is handed back, or left to be found as crashed.
@@ -153,6 +159,9 @@ impl Op {
             Op::Pause(call) => call.settle(failure),
             Op::Quiet(call) => call.settle(failure),
             Op::Idle(call) => call.settle(failure),
+            Op::Explain(call) => call.settle(failure),
+            Op::Throttle(call) => call.settle(failure),
+            Op::Throttled(call) => call.settle(failure),
             Op::Stats(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
             Op::WaitOver(..) | Op::Stopped(..) | Op::Tick => {}
@@ -163,7 +172,44 @@ impl Op {
 #[derive(Debug, Clone)]
 pub(crate) struct JobSpec {
     pub(crate) name: Arc<str>,
+    pub(crate) terms: Terms,
+}
+
+/// On what terms runs of a job start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Runs at a time.
     pub(crate) limit: u32,
+    pub(crate) rate: Option<Rate>,
+    /// Runs with different keys take turns.
+    pub(crate) fair: bool,
+}
+
+/// What is to hold a job or a key back, or no longer.
+#[derive(Debug, Clone)]
+pub(crate) struct Throttling {
+    pub(crate) of: Part,
+    pub(crate) change: ThrottleChange,
+}
+
+/// A job or a key, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    Job(String),
+    Key(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ThrottleChange {
+    Pause(bool),
+    Rate(Option<Rate>),
+}
+
+/// What is paused, since when.
+#[derive(Debug, Clone)]
+pub(crate) struct Paused {
+    pub(crate) of: Part,
+    pub(crate) since: Timestamp,
 }
 
 /// A run to be created.
@@ -180,6 +226,7 @@ pub(crate) struct NewRun {
     pub(crate) not_before: Option<Timestamp>,
     /// How long after its trigger it must have ended.
     pub(crate) deadline: Option<Duration>,
+    pub(crate) priority: i8,
 }
 
 /// The run whose step triggers a run.
@@ -191,6 +238,11 @@ pub(crate) struct Parent {
 }
 
 impl NewRun {
+    /// Its concurrency keys, each with its limit.
+    pub(crate) fn keys(&self) -> &[(String, u32)] {
+        self.concurrency.as_ref().map_or(&[], |concurrency| &concurrency.keys)
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
         self.input.len() + labels + 256
@@ -207,9 +259,11 @@ pub(crate) struct Idempotency {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Concurrency {
-    pub(crate) key: String,
-    pub(crate) limit: u32,
+    /// Each once, with its limit; at least one.
+    pub(crate) keys: Vec<(String, u32)>,
     pub(crate) on_conflict: OnConflict,
+    /// How many may be left waiting for each.
+    pub(crate) max_queued: Option<u32>,
 }
 
 /// What became of a trigger.

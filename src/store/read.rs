@@ -1,6 +1,6 @@
 //! Reading runs and what belongs to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -16,7 +16,9 @@ use crate::engine::JobNumber;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
-use crate::run::{LogLevel, LogLine, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor};
+use crate::run::{
+    LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
+};
 
 /// The names of jobs by number; they never change, so readers keep them.
 pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
@@ -50,7 +52,38 @@ pub(crate) enum ReplayOutcome {
     Open(Box<StepRecord>),
 }
 
+/// The steps of a run that has not ended, at one moment.
+#[derive(Debug)]
+pub(crate) struct StepsAtPresent {
+    pub(crate) status: RunStatus,
+    /// Those that wait.
+    pub(crate) open: Vec<OpenStep>,
+    /// Keys of all that are recorded.
+    pub(crate) stored: BTreeSet<String>,
+}
+
 impl Store {
+    /// Which steps of a run wait, and which have their outcome.
+    pub(crate) async fn open_steps(&self, run: RunId) -> Result<StepsAtPresent, Error> {
+        let found = self.read(move |view| {
+            let Some(rows) = rowset(view, run, false)? else { return Ok(None) };
+            let status = RunStatus::from_byte(rows.state.status).unwrap_or(RunStatus::Suspended);
+            let mut steps = StepsAtPresent { status, open: Vec::new(), stored: BTreeSet::new() };
+            view.steps(run, &mut |index, row| {
+                let key = keys::of_run(run, index);
+                let (record, _) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
+                if let Some(open) = &record.open {
+                    let waiting_for = WaitingFor { until: open.due, signal: open.signal.clone(), run: open.run };
+                    steps.open.push(OpenStep { name: record.key.clone(), kind: kind(&record, &key)?, waiting_for });
+                }
+                steps.stored.insert(record.key);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(Some(steps))
+        });
+        found.await?.ok_or(Error::RunNotFound { run })
+    }
+
     /// A run as it is now.
     pub(crate) async fn get_run(&self, run: RunId) -> Result<Option<Run>, Error> {
         let owner = self.owner().clone();
@@ -190,7 +223,9 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         input: Some(json(Table::Runs, key, &input)?),
         status,
         idempotency_key: record.idempotency_key,
-        concurrency_key: record.concurrency_key,
+        concurrency_key: record.keys.first().map(|(key, _)| key.clone()),
+        concurrency_keys: record.keys.into_iter().map(|(key, _)| key).collect(),
+        priority: record.priority,
         current_step_index: state.step_index,
         completed_step_count: state.steps_completed,
         progress: state.progress.map(|progress| Progress {

@@ -20,6 +20,7 @@
 //! | [`Table::Signals`] | run, length, name, ticket | payload of a signal that nobody has taken |
 //! | [`Table::Children`] | parent, child | whether the child goes its own way: one byte |
 //! | [`Table::Awaiters`] | awaited run, waiting run, its step `u32` | – |
+//! | [`Table::Throttles`] | `0`, job `u32`; or `1`, concurrency key | `ThrottleRecord` |
 //!
 //! Numbers in keys are big endian, so that bytes sort as numbers do. All but the first three are *logical* tables: their
 //! rows may still be in the journal, and every read goes through tables and tail together.
@@ -65,10 +66,11 @@ pub(crate) enum Table {
     Signals = 12,
     Children = 13,
     Awaiters = 14,
+    Throttles = 15,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 15] = [
+    pub(crate) const ALL: [Table; 16] = [
         Table::Jobs,
         Table::Runs,
         Table::States,
@@ -84,6 +86,7 @@ impl Table {
         Table::Signals,
         Table::Children,
         Table::Awaiters,
+        Table::Throttles,
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Table> {
@@ -107,6 +110,7 @@ impl Table {
             Table::Signals => "signals",
             Table::Children => "children",
             Table::Awaiters => "awaiters",
+            Table::Throttles => "throttles",
         }
     }
 

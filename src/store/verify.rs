@@ -19,7 +19,7 @@ use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
 use crate::codec::records::{
-    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord,
+    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord, ThrottleRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
@@ -163,6 +163,7 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
     audit.parts()?;
     audit.steps()?;
     audit.indexes()?;
+    audit.throttles()?;
     audit.counts()?;
     audit.stored_once()?;
     Ok(audit.found)
@@ -458,6 +459,18 @@ impl Audit<'_, '_> {
             {
                 audit.problem("idempotency", key, "its run has another key");
             }
+            Ok(())
+        })
+    }
+
+    fn throttles(&mut self) -> Result<(), Fault> {
+        self.each(Table::Throttles, |audit, key, row| {
+            match keys::read_throttle(key) {
+                None => audit.problem("throttles", key, "neither of a job nor of a key"),
+                Some(Ok(job)) if !audit.jobs.contains(&job) => audit.problem("throttles", key, "its job has no name"),
+                Some(_) => {}
+            }
+            drop(audit.decoded::<ThrottleRecord>(Table::Throttles, key, &row));
             Ok(())
         })
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
-    TryRecord, WaitRecord,
+    ThrottleRecord, TryRecord, WaitRecord,
 };
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
@@ -24,9 +24,9 @@ use crate::time::Timestamp;
 use crate::trigger::labels;
 
 /// Tables with records, numbered as [`record`] takes them.
-pub const TABLES: u8 = 9;
+pub const TABLES: u8 = 10;
 /// A block of steps, which has no envelope of its own.
-const BLOCK: u8 = 8;
+const BLOCK: u8 = 9;
 
 /// Reads bytes as the record of a table. `checksummed`: they get the envelope that makes them look whole. What can be read is
 /// the same once it is written again.
@@ -53,6 +53,7 @@ pub fn record(table: u8, bytes: &[u8], checksummed: bool) -> bool {
         5 => check::<LogRecord>(Table::Logs, &bytes),
         6 => check::<LineRecord>(Table::ByStatus, &bytes),
         7 => check::<TallyRecord>(Table::Tallies, &bytes),
+        8 => check::<ThrottleRecord>(Table::Throttles, &bytes),
         _ => is_block_of_steps(&bytes),
     }
 }
@@ -71,7 +72,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
     let mut text = || "x".repeat(random.usize(..40));
     let error =
         ErrorRecord { kind: 3, message: text(), chain: vec![text(), text()], step: Some(text()), terminal: true };
-    let key = Some((text(), 3));
+    let keys = vec![(text(), 3), (text(), 1)];
     let at = Timestamp::from_millis(seed);
     let run = Some(RunId::from_bytes([seed as u8; 16]));
     let sealed = match table % TABLES {
@@ -82,8 +83,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 created_at: at,
                 idempotency_key: Some(text()),
                 idempotency_ttl_ms: Some(seed),
-                concurrency_key: Some(text()),
-                key_limit: 2,
+                keys,
+                priority: -3,
                 labels: vec![(text(), text()), (text(), text())],
                 fingerprint: [7; 16],
                 retriggered_from: run,
@@ -122,7 +123,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         6 => {
             let line = LineRecord {
                 job: 1,
-                key,
+                keys,
+                priority: 7,
                 generation: seed,
                 crashes: 1,
                 front: true,
@@ -136,6 +138,10 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
             codec::seal(&line, &[])
         }
         7 => codec::seal(&TallyRecord { completed: seed, failed: 1, cancelled: 2 }, &[]),
+        8 => {
+            let (rate, window) = (Some((2, seed)), Some((at, 3)));
+            codec::seal(&ThrottleRecord { paused_at: Some(at), rate, window }, &[])
+        }
         _ => {
             let record = text();
             let length = (record.len() as u32).to_le_bytes();

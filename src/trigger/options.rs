@@ -7,6 +7,7 @@ use super::{OnConflict, labels};
 use crate::error::Error;
 use crate::id::RunId;
 use crate::job::fingerprint;
+use crate::limits::RUN_KEYS_MAX;
 use crate::store::op::{Concurrency, Idempotency, NewRun};
 
 #[derive(Debug, Clone, Default)]
@@ -15,8 +16,12 @@ pub(crate) struct Options {
     pub(crate) idempotency_ttl: Option<Duration>,
     pub(crate) reject_changed_input: bool,
     pub(crate) reuse_after_failure: bool,
-    pub(crate) concurrency_key: Option<String>,
+    /// Each once, with the limit if one was given.
+    pub(crate) concurrency_keys: Vec<(String, Option<u32>)>,
+    /// A limit that was given before any key.
     pub(crate) limit: Option<u32>,
+    pub(crate) max_queued: Option<u32>,
+    pub(crate) priority: i8,
     pub(crate) on_conflict: OnConflict,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) deadline: Option<Duration>,
@@ -72,19 +77,44 @@ macro_rules! trigger_options {
             }
 
             /// Runs that share this key, of whatever job, go one at a time: 1 to 512 bytes.
+            ///
+            /// Called again it adds a key, up to 16. A run of several keys starts when it is first in line for each of them
+            /// and all have room, and holds them all until it ends: it takes all or none, so runs can't lock each other out.
+            /// Until then nobody overtakes it in any of its lines.
             pub fn concurrency_key(mut self, key: impl Into<String>) -> Self {
-                self.$($field).+.concurrency_key = Some(key.into());
+                self.$($field).+.add_key(key.into());
                 self
             }
 
-            /// Let this many runs of the concurrency key execute at a time, from 1; default 1. Among runs with different
-            /// limits the smallest counts.
+            /// Adds concurrency keys.
+            pub fn concurrency_keys<K: Into<String>>(self, keys: impl IntoIterator<Item = K>) -> Self {
+                keys.into_iter().fold(self, |trigger, key| trigger.concurrency_key(key))
+            }
+
+            /// Let this many runs of the concurrency key named last (or first, if none was named yet) execute at a time, from 1;
+            /// default 1. Among runs with different limits the smallest counts.
             pub fn limit(mut self, limit: u32) -> Self {
-                self.$($field).+.limit = Some(limit);
+                self.$($field).+.set_limit(limit);
                 self
             }
 
-            /// What to do if a run of the same job already waits for the concurrency key; default
+            /// Leave at most this many runs that have never started waiting for each concurrency key of this trigger, from 0:
+            /// one more is refused with [`Error::QueueFull`](crate::Error::QueueFull), and a batch whole. Without it, any
+            /// number. A run that finds the key free does not wait for it; a repeat of an idempotency key is no new run.
+            pub fn max_queued(mut self, runs: u32) -> Self {
+                self.$($field).+.max_queued = Some(runs);
+                self
+            }
+
+            /// Runs of higher priority go first, also in the line of a concurrency key: -128 to 127, default 0. Runs that
+            /// have executed and go on (recovered, woken) go before all of them. Nothing rises by waiting: as long as there
+            /// are enough runs of a higher priority, those of a lower one do not start.
+            pub fn priority(mut self, priority: i8) -> Self {
+                self.$($field).+.priority = priority;
+                self
+            }
+
+            /// What to do if a run of the same job already waits for the concurrency key, or for any of several; default
             /// [`OnConflict::Queue`](crate::OnConflict::Queue).
             pub fn on_conflict(mut self, policy: $crate::trigger::OnConflict) -> Self {
                 self.$($field).+.on_conflict = policy;
@@ -122,6 +152,22 @@ pub(crate) use trigger_options;
 trigger_options!([I] Trigger<I>, options);
 
 impl Options {
+    pub(crate) fn add_key(&mut self, key: String) {
+        if let Some(at) = self.concurrency_keys.iter().position(|(known, _)| *known == key) {
+            let again = self.concurrency_keys.remove(at);
+            self.concurrency_keys.push(again);
+        } else {
+            self.concurrency_keys.push((key, self.limit.take()));
+        }
+    }
+
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        match self.concurrency_keys.last_mut() {
+            Some((_, of_key)) => *of_key = Some(limit),
+            None => self.limit = Some(limit),
+        }
+    }
+
     /// The run that this asks for, if everything about it is allowed.
     pub(crate) fn build(
         self,
@@ -155,20 +201,25 @@ impl Options {
                 None
             }
         };
-        let limit = self.limit.unwrap_or(1);
-        if limit == 0 {
-            return Err(Error::InvalidOption { option: "limit", value: "0".into(), rule: "at least 1" });
+        for (key, limit) in &self.concurrency_keys {
+            labels::check_key("concurrency key", key)?;
+            if *limit == Some(0) {
+                return Err(Error::InvalidOption { option: "limit", value: "0".into(), rule: "at least 1" });
+            }
         }
-        let concurrency = match self.concurrency_key {
-            Some(key) => {
-                labels::check_key("concurrency key", &key)?;
-                Some(Concurrency { key, limit, on_conflict: self.on_conflict })
-            }
-            None => {
-                needs("limit", self.limit.is_some())?;
-                needs("on_conflict", self.on_conflict != OnConflict::Queue)?;
-                None
-            }
+        let (what, count, count_max) = ("concurrency keys of a run", self.concurrency_keys.len(), RUN_KEYS_MAX);
+        if count > count_max {
+            return Err(Error::TooMany { what, count, count_max });
+        }
+        needs("limit", self.limit.is_some())?;
+        let concurrency = if self.concurrency_keys.is_empty() {
+            needs("on_conflict", self.on_conflict != OnConflict::Queue)?;
+            needs("max_queued", self.max_queued.is_some())?;
+            None
+        } else {
+            let keys = self.concurrency_keys.into_iter().map(|(key, limit)| (key, limit.unwrap_or(1)));
+            let (on_conflict, max_queued) = (self.on_conflict, self.max_queued);
+            Some(Concurrency { keys: keys.collect(), on_conflict, max_queued })
         };
         let fingerprint = fingerprint(&input);
         Ok(NewRun {
@@ -182,6 +233,7 @@ impl Options {
             parent: None,
             not_before: None,
             deadline: self.deadline,
+            priority: self.priority,
         })
     }
 }

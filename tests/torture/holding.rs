@@ -102,8 +102,9 @@ fn shared_with(holder: &Process, path: &Path) -> Option<Vec<OwnedFd>> {
     numbers.iter().map(|number| pidfd_getfd(&of_holder, *number, PidfdGetfdFlags::empty()).ok()).collect()
 }
 
-/// A fork without exec can't be had without `unsafe`. What counts of it is that the open file description lives on in another
-/// process when its opener is dead; here that process is this one.
+/// A fork without exec can't be had without `unsafe`, which is in no crate of ours. The lock is one of the open file description,
+/// and all that a fork does to that is to have it shared by another process, in which it lives on when its opener is dead. Here
+/// that process is this one.
 #[test]
 fn p14_a_forked_child_of_a_dead_holder_is_told_of_and_waited_for() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -3,6 +3,7 @@
 //! `DURABLY_TEST_TIER` (`ci`, `nightly`, `release`) sets how many cases, `DURABLY_TEST_SEED` repeats a run, `DURABLY_TEST_CASES` sets
 //! how many cases it has, and `DURABLY_TEST_TRACE` prints what happens in them.
 
+mod aborting;
 mod full_disk;
 mod holding;
 mod signals;
@@ -10,7 +11,7 @@ mod suites;
 mod teeth;
 
 use suites::suite::{Plan, Suite, Until, tier};
-use suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, shutdown, simulation};
+use suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, saga, shutdown, simulation};
 
 fn seed() -> u64 {
     let seed = std::env::var("DURABLY_TEST_SEED").ok().map(|seed| seed.parse().expect("DURABLY_TEST_SEED is a number"));
@@ -47,6 +48,11 @@ fn child_process() {
 #[test]
 fn p1_to_p8_p20_hold_over_kills_at_any_time() {
     hold(&kill9::SUITE);
+}
+
+#[test]
+fn pauses_signals_and_children_hold_over_kills_at_any_time() {
+    hold(&saga::SUITE);
 }
 
 #[test]

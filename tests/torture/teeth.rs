@@ -3,7 +3,7 @@
 use durably::testing::Bug;
 
 use crate::suites::suite::{Plan, Suite, Until};
-use crate::suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, shutdown, simulation};
+use crate::suites::{faults, fuzz, images, kill9, model, overload, poison, powerloss, saga, shutdown, simulation};
 
 /// A defect, the suite that finds it, and in how many cases.
 const TEETH: &[(Bug, &Suite, u64)] = &[
@@ -15,8 +15,12 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::RecoveredTwice, &kill9::SUITE, 64),
     (Bug::CreatedInPlace, &kill9::SUITE, 64),
     (Bug::CancelInMemory, &kill9::SUITE, 64),
-    (Bug::CrashUncounted, &poison::SUITE, 6),
-    (Bug::CrashesNeverForgotten, &poison::SUITE, 6),
+    (Bug::SignalKept, &saga::SUITE, 30),
+    (Bug::NewsForgotten, &saga::SUITE, 30),
+    (Bug::ChildUnrecorded, &saga::SUITE, 30),
+    (Bug::EndUntold, &saga::SUITE, 30),
+    (Bug::CrashUncounted, &poison::SUITE, 7),
+    (Bug::CrashesNeverForgotten, &poison::SUITE, 7),
     (Bug::HandBackCountsCrash, &shutdown::SUITE, 12),
     (Bug::DrainedFails, &shutdown::SUITE, 12),
     (Bug::ShutdownWaits, &shutdown::SUITE, 12),

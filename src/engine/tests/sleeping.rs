@@ -9,12 +9,12 @@ fn at(secs: u64) -> Timestamp {
 
 /// A run of job 1 that sleeps, until a moment or without one.
 fn asleep(run: u128, due: Option<u64>) -> Sleeper {
-    Sleeper { run: id(run), job: 1, key: None, due: due.map(at) }
+    Sleeper { run: id(run), job: 1, keys: Keys::None, due: due.map(at) }
 }
 
 impl Sleeper {
     fn keyed(self, key: &str, limit: u32) -> Self {
-        Sleeper { key: Some((key.into(), limit)), ..self }
+        Sleeper { keys: Keys::one(key.into(), limit), ..self }
     }
 }
 
@@ -147,7 +147,7 @@ fn the_next_alarm_is_the_first_that_could_ring() {
         (Event::Queued(delayed(3, 20)), Some(20)),
         (Event::Deadline { run: id(1), at: at(10), armed: true }, Some(10)),
         (Event::Deadline { run: id(1), at: at(10), armed: false }, Some(20)),
-        (Event::Withdrawn { run: id(3), job: 1, key: None }, Some(30)),
+        (Event::Withdrawn { run: id(3), job: 1, keys: Keys::None, priority: 0 }, Some(30)),
         (Event::Queued(woken(1)), None),
     ] {
         let told = format!("{event:?}");
@@ -394,7 +394,7 @@ fn runs_that_wait_are_counted_where_they_are() {
     engine.apply(Event::Queued(woken(4)), Duration::ZERO);
     assert_eq!(engine.ring(at(10)), Some((id(3), Start)));
     assert_eq!(counts(&engine), [[2, 1, 2]]);
-    engine.apply(Event::Withdrawn { run: id(5), job: 1, key: None }, Duration::ZERO);
+    engine.apply(Event::Withdrawn { run: id(5), job: 1, keys: Keys::None, priority: 0 }, Duration::ZERO);
     assert_eq!(counts(&engine), [[2, 1, 1]]);
     assert_eq!(engine.ring(at(10)), None);
 }

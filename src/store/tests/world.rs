@@ -23,7 +23,7 @@ use crate::store::backend::BackendFactory;
 use crate::store::file::Medium;
 use crate::store::op::{
     Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
-    Targets, Triggered,
+    Targets, Terms, Triggered,
 };
 use crate::store::tables::Table;
 use crate::store::view::Rows;
@@ -316,8 +316,11 @@ impl World {
     }
 
     pub(super) fn register(&self, jobs: &[(&str, u32)]) {
-        let specs = jobs.iter().map(|(name, limit)| JobSpec { name: (*name).into(), limit: *limit }).collect();
-        self.ask(Op::Register, specs).expect("registers");
+        let specs = jobs.iter().map(|(name, limit)| JobSpec {
+            name: (*name).into(),
+            terms: Terms { limit: *limit, rate: None, fair: false },
+        });
+        self.ask(Op::Register, specs.collect()).expect("registers");
     }
 
     pub(super) fn trigger(&self, run: NewRun) -> Result<Triggered, Error> {
@@ -449,6 +452,7 @@ pub(super) fn new(input: &str) -> NewRun {
         parent: None,
         not_before: None,
         deadline: None,
+        priority: 0,
     }
 }
 
@@ -473,7 +477,7 @@ impl NewRun {
     }
 
     pub(super) fn keyed(mut self, key: &str, on_conflict: OnConflict) -> Self {
-        self.concurrency = Some(Concurrency { key: key.into(), limit: 1, on_conflict });
+        self.concurrency = Some(Concurrency { keys: vec![(key.into(), 1)], on_conflict, max_queued: None });
         self
     }
 }

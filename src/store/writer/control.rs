@@ -8,7 +8,7 @@ use super::turn::{Effect, Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{LineRecord, StateRecord, StepRecord};
 use crate::codec::{self, keys};
-use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, refuse};
+use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, Keys, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
@@ -114,8 +114,8 @@ impl Writer {
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
             turn.event(run, &name, record, kind);
         }
-        let key = record.concurrency_key.as_deref().map(Into::into);
-        self.tell_engine(turn, EngineEvent::Withdrawn { run, job: record.job, key });
+        let (job, keys, priority) = (record.job, Keys::of(&record.keys), record.priority);
+        self.tell_engine(turn, EngineEvent::Withdrawn { run, job, keys, priority });
         Ok(())
     }
 
@@ -280,12 +280,7 @@ impl Writer {
         if loaded.status().is_terminal() {
             return Ok(Ok(()));
         }
-        let awaited = Awaited {
-            run,
-            job: loaded.record.job,
-            key: loaded.record.concurrency_key.clone(),
-            key_limit: loaded.record.key_limit,
-        };
+        let awaited = Awaited { run, job: loaded.record.job, keys: Keys::of(&loaded.record.keys) };
         let allowed = self.config.hooks.plants(Bug::DeadlocksAllowed);
         Ok(if self.engine.wait(waiter, awaited) || allowed { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
     }

@@ -30,6 +30,9 @@ impl Writer {
         while self.allowance != Some(0)
             && let Some(claim) = self.engine.claim(turn.monotonic)
         {
+            if claim.counted {
+                self.put_windows(turn, claim.run, &claim.keys);
+            }
             match turn.load_as(claim.run, claim.untouched) {
                 Ok(Some(loaded)) => self.lease(turn, &claim, loaded),
                 Ok(None) => self.pass_over(turn, &claim, "its row is missing"),
@@ -78,12 +81,13 @@ impl Writer {
             job: record.job,
             subject: subject.clone(),
             input,
-            key: claim.key.clone(),
+            keys: claim.keys.clone(),
             replay: !fresh,
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body = Body { generation, job, subject, record, state, checkpointed: false, news: Some(0) };
+        let body =
+            Body { generation, job, subject, record, state, since: turn.now, checkpointed: false, news: Some(0) };
         turn.live.push((run, Some(body.live())));
         self.bodies.insert(run, body);
     }
@@ -367,7 +371,8 @@ pub(super) fn deadline_of(record: &RunRecord, state: &StateRecord) -> Option<Tim
 pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
         job: record.job,
-        key: record.concurrency_key.clone().map(|key| (key, record.key_limit)),
+        keys: record.keys.clone(),
+        priority: record.priority,
         generation: state.generation,
         crashes: state.crashes,
         front: state.front,
@@ -441,6 +446,7 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         subject: subject(run, job_name, &loaded.record),
         record: loaded.record.clone(),
         state: loaded.state.clone(),
+        since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
     }

@@ -9,8 +9,10 @@
 
 mod control;
 mod execution;
+mod explain;
 mod outage;
 mod rebuild;
+mod throttles;
 mod triggers;
 mod turn;
 mod waits;
@@ -27,19 +29,19 @@ use bytes::Bytes;
 use super::Fault;
 use super::disk::Disk;
 use super::inbox::Inbox;
-use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome};
+use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome, Terms};
 use super::reserve::Reserve;
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
-use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, KeyName};
+use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Keys};
 use crate::error::Error;
 use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use turn::{Effect, Turn};
 
 /// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
@@ -65,7 +67,7 @@ pub(crate) struct Start {
     pub(crate) job: JobNumber,
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
-    pub(crate) key: Option<(KeyName, u32)>,
+    pub(crate) keys: Keys,
     /// Whether the run has been leased before, so that it may have checkpoints.
     pub(crate) replay: bool,
 }
@@ -117,6 +119,8 @@ struct Body {
     record: Arc<RunRecord>,
     /// The run's state as of the operations applied so far.
     state: StateRecord,
+    /// When this lease was given; where that is not known any more, when the run was started.
+    since: Timestamp,
     /// A checkpoint was recorded by this lease.
     checkpointed: bool,
     /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
@@ -138,7 +142,7 @@ impl Body {
 struct Alive {
     generation: Generation,
     job: JobNumber,
-    key: Option<(KeyName, u32)>,
+    keys: Keys,
 }
 
 /// Why a group is not on disk, or not known to be.
@@ -166,8 +170,8 @@ struct Watcher {
 struct Jobs {
     numbers: BTreeMap<Arc<str>, JobNumber>,
     names: BTreeMap<JobNumber, Arc<str>>,
-    /// Those whose code is here, with the most runs at a time.
-    registered: BTreeMap<JobNumber, u32>,
+    /// Those whose code is here.
+    registered: BTreeMap<JobNumber, Terms>,
     /// No number up to this one is given out: some have lost their name to a row that can't be read.
     nameless: JobNumber,
 }
@@ -394,6 +398,7 @@ impl Writer {
         if self.engine.deadline().is_some_and(|at| at <= turn.monotonic) {
             self.tell_engine(&mut turn, EngineEvent::Tick);
         }
+        self.engine.tell_time(turn.now);
         self.ring(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
             self.apply(&mut turn, op).map_err(|fault| match fault {
@@ -460,6 +465,9 @@ impl Writer {
                 call.answer = Some(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),
+            Op::Explain(call) => call.answer = Some(self.explain(turn, call.request)?),
+            Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
+            Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
             Op::Stats(call) => call.answer = Some(Ok(self.counts())),
             Op::Quiet(_) | Op::Close(_) | Op::Tick => {}
         }
@@ -482,7 +490,7 @@ impl Writer {
         for effect in done.effects.drain(..) {
             match effect {
                 Effect::Start(start) => {
-                    let alive = Alive { generation: start.generation, job: start.job, key: start.key.clone() };
+                    let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
                     self.alive.insert(start.run, alive);
                     if let Some(effects) = &self.effects {
                         effects.start(*start);

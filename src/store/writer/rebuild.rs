@@ -44,8 +44,10 @@ impl Writer {
         turn.live.extend(view.all_executing().map(|run| (run, None)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
-        for (job, limit) in self.jobs.registered.clone() {
-            self.tell_engine(&mut turn, EngineEvent::Registered { job, limit });
+        self.engine.tell_time(turn.now);
+        self.read_throttles(&mut turn)?;
+        for (job, terms) in self.jobs.registered.clone() {
+            self.tell_terms(&mut turn, job, terms);
         }
         self.adopt_alive(&mut turn)?;
         self.engine.keep_waits(waits);
@@ -126,7 +128,7 @@ impl Writer {
 
     /// Bodies that live on keep their leases, with key and slot.
     fn adopt_alive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        for (run, Alive { generation, job, key }) in self.alive.clone() {
+        for (run, Alive { generation, job, keys }) in self.alive.clone() {
             let body = match self.body_on_file(turn, run, generation) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(%run, error = %row, "what an executing run writes is refused from here on");
@@ -137,7 +139,7 @@ impl Writer {
             let crashes = body.as_ref().filter(|body| !body.checkpointed).map_or(0, |body| body.state.crashes);
             let place = Place::new(true, run);
             let (touched, holds, not_before) = (false, true, None);
-            let queued = Queued { run, job, key, place, generation, crashes, touched, holds, not_before };
+            let queued = Queued { run, job, keys, place, generation, crashes, touched, holds, not_before };
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
@@ -226,7 +228,12 @@ impl Writer {
             }
             match codec::open::<LineRecord>(Table::ByStatus, key, &row) {
                 // Also what was put aside: the code may be another one now, so it is tried again.
-                Ok((line, _)) => lines.push((queued(run, &line), line.deadline)),
+                Ok((mut line, _)) => {
+                    if self.config.hooks.plants(Bug::LimitGrowsOnRestart) {
+                        line.keys.iter_mut().for_each(|(_, limit)| *limit += 1);
+                    }
+                    lines.push((queued(run, &line), line.deadline));
+                }
                 Err(row) => tracing::error!(%run, error = %row, "a pending run can't be put in line"),
             }
             Ok(ControlFlow::Continue(()))
@@ -234,11 +241,8 @@ impl Writer {
         if self.config.hooks.plants(Bug::WakeUpLostOnRestart) {
             lines.pop();
         }
-        for (mut line, deadline) in lines {
+        for (line, deadline) in lines {
             self.arm(turn, line.run, deadline);
-            if let Some((_, limit)) = &mut line.key {
-                *limit += u32::from(self.config.hooks.plants(Bug::LimitGrowsOnRestart));
-            }
             self.tell_engine(turn, EngineEvent::Queued(line));
         }
         Ok(())

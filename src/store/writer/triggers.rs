@@ -9,13 +9,13 @@ use super::turn::{Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{JobRecord, LineRecord, RunRecord, StateRecord};
 use crate::codec::{self, keys};
-use crate::engine::{Event as EngineEvent, JobNumber, Place, Queued};
+use crate::engine::{Event as EngineEvent, JobNumber, Keys, Place, Queued, Throttled};
 use crate::error::Error;
 use crate::event::{EventKind, Payload};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::store::op::{Idempotency, JobSpec, NewRun, Triggered};
+use crate::store::op::{Idempotency, JobSpec, NewRun, Terms, Triggered};
 use crate::store::tables::Table;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -51,24 +51,48 @@ pub(super) enum Replaced {
     Item(usize),
 }
 
+impl Replaced {
+    fn keys<'a>(&'a self, items: &'a [NewRun]) -> &'a [(String, u32)] {
+        match self {
+            Replaced::Run(run) => &run.2.record.keys,
+            Replaced::Item(at) => items[*at].keys(),
+        }
+    }
+}
+
 /// What the items of a batch that are decided already come to, for those after them.
 #[derive(Default)]
 struct Earlier<'a> {
     /// The newest item that creates, by its idempotency key.
     by_key: BTreeMap<(JobNumber, &'a str), usize>,
-    /// By its concurrency key.
-    waiting: BTreeMap<(JobNumber, &'a str), usize>,
+    /// Those that create, by their concurrency keys.
+    waiting: BTreeMap<(JobNumber, &'a str), Vec<usize>>,
+    /// By how many runs they change what waits for a key, where an item has a bound on that.
+    backlog: Option<BTreeMap<String, isize>>,
     replaced_runs: BTreeSet<RunId>,
     replaced_items: BTreeSet<usize>,
 }
 
 impl<'a> Earlier<'a> {
-    fn creates(&mut self, at: usize, item: &'a NewRun, job: JobNumber, replaces: Option<&Replaced>) {
+    fn of(items: &[NewRun]) -> Self {
+        let bounded = items.iter().filter_map(|item| item.concurrency.as_ref()).any(|other| other.max_queued.is_some());
+        Earlier { backlog: bounded.then(BTreeMap::new), ..Earlier::default() }
+    }
+
+    fn creates(&mut self, items: &'a [NewRun], at: usize, job: JobNumber, replaces: Option<&Replaced>) {
+        let item = &items[at];
+        if let Some(backlog) = &mut self.backlog {
+            let mut add = |keys: &[(String, u32)], by| {
+                keys.iter().for_each(|(key, _)| *backlog.entry(key.clone()).or_default() += by);
+            };
+            add(item.keys(), 1);
+            add(replaces.map_or(&[], |replaced| replaced.keys(items)), -1);
+        }
         if let Some(idempotency) = &item.idempotency {
             self.by_key.insert((job, &idempotency.key), at);
         }
-        if let Some(concurrency) = &item.concurrency {
-            self.waiting.insert((job, &concurrency.key), at);
+        for (key, _) in item.keys() {
+            self.waiting.entry((job, key)).or_default().push(at);
         }
         match replaces {
             Some(Replaced::Run(run)) => drop(self.replaced_runs.insert(run.0)),
@@ -79,13 +103,21 @@ impl<'a> Earlier<'a> {
 }
 
 impl Writer {
-    /// Gives every job its number and the engine its limit.
+    /// Gives every job its number and the engine its terms.
     pub(super) fn register(&mut self, turn: &mut Turn<'_>, specs: &[JobSpec]) {
         for spec in specs {
             let number = self.job_number(turn, &spec.name);
-            self.jobs.registered.insert(number, spec.limit);
-            self.tell_engine(turn, EngineEvent::Registered { job: number, limit: spec.limit });
+            self.jobs.registered.insert(number, spec.terms);
+            self.tell_terms(turn, number, spec.terms);
         }
+    }
+
+    pub(super) fn tell_terms(&mut self, turn: &mut Turn<'_>, job: JobNumber, terms: Terms) {
+        let Terms { limit, rate, fair } = terms;
+        // Held back before it is let go.
+        self.tell_engine(turn, EngineEvent::Rated(Throttled::Job(job), rate));
+        self.tell_engine(turn, EngineEvent::TakesTurns { job, fair });
+        self.tell_engine(turn, EngineEvent::Registered { job, limit });
     }
 
     /// The number of a job's name, given now if it has none.
@@ -143,16 +175,19 @@ impl Writer {
         jobs: &[JobNumber],
     ) -> Result<Result<Vec<Decision>, Error>, Fault> {
         let mut decisions = Vec::with_capacity(items.len());
-        let mut earlier = Earlier::default();
+        let mut earlier = Earlier::of(items);
         for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
             let decided = self.decide(turn, items, (item, *job), &earlier)?;
+            let decided = decided.and_then(|decision| self.within_backlog(items, at, decision, &earlier));
             let decision = match decided {
                 Ok(decision) => decision,
                 Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
                 Err(error) => return Ok(Err(error)),
             };
-            if let Decision::Create { replaces } = &decision {
-                earlier.creates(at, item, *job, replaces.as_ref());
+            if items.len() > 1
+                && let Decision::Create { replaces } = &decision
+            {
+                earlier.creates(items, at, *job, replaces.as_ref());
             }
             decisions.push(decision);
         }
@@ -196,33 +231,64 @@ impl Writer {
             }
         }
         let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
-        let in_batch = earlier.waiting.get(&(job, concurrency.key.as_str())).copied();
-        let in_line = match in_batch {
-            Some(_) => None,
-            None => self.engine.waiting(job, &concurrency.key),
-        };
         if concurrency.on_conflict == OnConflict::Skip && self.config.hooks.plants(Bug::SkipGivesStarted) {
-            let holds = |body: &super::Body| body.record.concurrency_key.as_deref() == Some(&*concurrency.key);
-            if let Some((run, _)) = self.bodies.iter().find(|(_, body)| body.job == job && holds(body)) {
+            let shares = |body: &super::Body| concurrency.keys.iter().any(|(key, _)| body.record.has_key(key));
+            if let Some((run, _)) = self.bodies.iter().find(|(_, body)| body.job == job && shares(body)) {
                 return Ok(Ok(Decision::Coalesce { waiting: Box::new((*run, self.loaded(turn, *run)?)) }));
             }
         }
+        if concurrency.on_conflict == OnConflict::Queue {
+            return Ok(Ok(Decision::Create { replaces: None }));
+        }
+        // The last in line of any of its keys; what an earlier item of the batch creates stands behind all others.
+        let keys = || concurrency.keys.iter().map(|(key, _)| key);
+        let of_batch = |key: &String| {
+            let mut items = earlier.waiting.get(&(job, key.as_str()))?.iter().rev();
+            items.find(|item| !earlier.replaced_items.contains(item)).copied()
+        };
+        let in_batch = keys().filter_map(|key| Some((of_batch(key)?, key))).max();
+        let waiting = |key: &String| self.engine.waiting_besides(job, key, &earlier.replaced_runs);
+        let in_line = keys().filter_map(|key| Some((waiting(key)?, key)));
+        let in_line = in_line.max_by_key(|((_, place), _)| *place).filter(|_| in_batch.is_none());
         Ok(match (concurrency.on_conflict, in_batch, in_line) {
             (OnConflict::Queue, ..) | (_, None, None) => Ok(Decision::Create { replaces: None }),
-            (OnConflict::Reject, _, Some((run, _))) => {
-                Err(Error::KeyConflict { run: Some(run), key: concurrency.key.clone() })
+            (OnConflict::Reject, Some((_, key)), _) => Err(Error::KeyConflict { run: None, key: key.clone() }),
+            (OnConflict::Reject, None, Some(((run, _), key))) => {
+                Err(Error::KeyConflict { run: Some(run), key: key.clone() })
             }
-            (OnConflict::Reject, Some(_), None) => Err(Error::KeyConflict { run: None, key: concurrency.key.clone() }),
-            (OnConflict::Skip, Some(item), _) => Ok(Decision::CoalesceWithItem { item }),
-            (OnConflict::Replace, Some(item), _) => Ok(Decision::Create { replaces: Some(Replaced::Item(item)) }),
-            (OnConflict::Skip, None, Some((run, _))) => {
+            (OnConflict::Skip, Some((item, _)), _) => Ok(Decision::CoalesceWithItem { item }),
+            (OnConflict::Replace, Some((item, _)), _) => Ok(Decision::Create { replaces: Some(Replaced::Item(item)) }),
+            (OnConflict::Skip, None, Some(((run, _), _))) => {
                 Ok(Decision::Coalesce { waiting: Box::new((run, self.loaded(turn, run)?)) })
             }
-            (OnConflict::Replace, None, Some((run, place))) => {
+            (OnConflict::Replace, None, Some(((run, place), _))) => {
                 let loaded = self.loaded(turn, run)?;
                 Ok(Decision::Create { replaces: Some(Replaced::Run(Box::new((run, place, loaded)))) })
             }
         })
+    }
+
+    /// Refuses a run that would leave more waiting for one of its keys than it allows.
+    fn within_backlog(
+        &self,
+        items: &[NewRun],
+        at: usize,
+        decision: Decision,
+        earlier: &Earlier<'_>,
+    ) -> Result<Decision, Error> {
+        let Some(concurrency) = &items[at].concurrency else { return Ok(decision) };
+        let (Decision::Create { replaces }, Some(queued_max)) = (&decision, concurrency.max_queued) else {
+            return Ok(decision);
+        };
+        for (key, limit) in &concurrency.keys {
+            let more = earlier.backlog.as_ref().and_then(|backlog| backlog.get(key)).copied().unwrap_or_default();
+            let leaves = replaces.iter().flat_map(|run| run.keys(items)).any(|(other, _)| other == key);
+            let queued = self.engine.backlog(key, *limit, more - isize::from(leaves));
+            if let Some(queued) = queued.filter(|queued| *queued >= queued_max as usize) {
+                return Err(Error::QueueFull { key: key.clone(), queued, queued_max: queued_max as usize });
+            }
+        }
+        Ok(decision)
     }
 
     /// A run that the engine has in line, which therefore has its rows.
@@ -281,7 +347,7 @@ impl Writer {
     }
 
     fn create(&mut self, turn: &mut Turn<'_>, run: RunId, item: &NewRun, job: JobNumber, ticket: Option<RunId>) {
-        let key = item.concurrency.as_ref().map(|concurrency| (concurrency.key.clone(), concurrency.limit));
+        let keys = item.keys().to_vec();
         let record = RunRecord {
             job,
             created_at: turn.now,
@@ -291,8 +357,8 @@ impl Writer {
                 .as_ref()
                 .and_then(|idempotency| idempotency.ttl)
                 .map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-            concurrency_key: key.as_ref().map(|(key, _)| key.clone()),
-            key_limit: key.as_ref().map_or(0, |(_, limit)| *limit),
+            keys,
+            priority: item.priority,
             labels: item.labels.clone(),
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
@@ -312,7 +378,8 @@ impl Writer {
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
         let line = LineRecord {
             job,
-            key,
+            keys: record.keys.clone(),
+            priority: record.priority,
             generation: 0,
             crashes: 0,
             front,
@@ -367,8 +434,8 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
     Queued {
         run,
         job: line.job,
-        key: line.key.as_ref().map(|(key, limit)| (key.as_str().into(), *limit)),
-        place: Place::new(line.front, line.ticket.unwrap_or(run)),
+        keys: Keys::of(&line.keys),
+        place: Place::new(line.front, line.ticket.unwrap_or(run)).with(line.priority),
         generation: line.generation,
         crashes: line.crashes,
         touched: line.touched,

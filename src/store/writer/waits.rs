@@ -16,9 +16,10 @@ use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Writer};
 use crate::codec::records::{ErrorRecord, LineRecord, RunRecord, SleepRecord, StateRecord, StepRecord};
 use crate::codec::{self, Corrupted, keys};
-use crate::engine::{Action, Alarm, Event as EngineEvent, Sleeper, refuse};
+use crate::engine::{Action, Alarm, Event as EngineEvent, Keys, Sleeper, refuse};
 use crate::error::Error;
 use crate::event::{EventKind, Payload, What};
+use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{ALARMS_IN_GROUP_MAX, SIGNALS_MAX};
@@ -84,7 +85,9 @@ impl Writer {
                 Ok(ControlFlow::Break(()))
             })?;
             if let Some((key, row)) = first {
-                turn.stage.delete(Table::Signals, &key[..]);
+                if !self.config.hooks.plants(Bug::SignalKept) {
+                    turn.stage.delete(Table::Signals, &key[..]);
+                }
                 return Ok(Some(Ok(codec::open::<()>(Table::Signals, &key, &row)?.1)));
             }
         }
@@ -209,6 +212,9 @@ impl Writer {
         }
         let mut record = record.clone();
         record.open.get_or_insert_default().run = Some(child);
+        if self.config.hooks.plants(Bug::ChildUnrecorded) {
+            return Ok(Ok(Settled::Open(Box::new(record))));
+        }
         if waits {
             return self.step_waits(turn, &Await { record, stored: false, ..*step }).map(Ok);
         }
@@ -221,16 +227,21 @@ impl Writer {
     /// The nearest run above, itself included, that holds a key which a child that it waits for needs and can't get.
     fn holder_above(&self, turn: &Turn<'_>, run: RunId, child: &NewRun) -> Result<Option<RunId>, Fault> {
         let Some(wanted) = &child.concurrency else { return Ok(None) };
-        let (mut holders, mut limit, mut above) = (Vec::new(), wanted.limit, Some(run));
+        // Of each key that it needs: the nearest holder, how many there are, the least limit.
+        let mut held: Vec<_> = wanted.keys.iter().map(|(key, limit)| (key, None, 0, *limit)).collect();
+        let mut above = Some(run);
         while let Some(run) = above {
             let Some(Loaded { record, .. }) = turn.load(run)? else { break };
-            if record.concurrency_key.as_deref() == Some(&*wanted.key) {
-                holders.push(run);
-                limit = limit.min(record.key_limit);
+            for (key, nearest, count, least) in &mut held {
+                if let Some((_, limit)) = record.keys.iter().find(|(other, _)| other == *key) {
+                    *nearest = nearest.or(Some(run));
+                    *count += 1;
+                    *least = (*least).min(*limit);
+                }
             }
             above = record.parent;
         }
-        Ok(holders.first().copied().filter(|_| holders.len() >= limit as usize))
+        Ok(held.into_iter().find(|(_, _, count, least)| count >= least).and_then(|(_, nearest, ..)| nearest))
     }
 
     /// Keeps a signal until a step takes it.
@@ -292,7 +303,7 @@ impl Writer {
 
     /// Records the end of a run in the steps that wait for it, and wakes their runs.
     pub(super) fn tell_awaiters(&mut self, turn: &mut Turn<'_>, run: RunId, outcome: &Outcome) -> Result<(), Fault> {
-        if self.awaited.is_empty() {
+        if self.awaited.is_empty() || self.config.hooks.plants(Bug::EndUntold) {
             return Ok(());
         }
         let range = (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX);
@@ -347,14 +358,14 @@ impl Writer {
         let record = &body.record;
         // The lease counted a crash that did not come.
         state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
-        let key = record.concurrency_key.clone().map(|key| (key, record.key_limit));
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         let suspended = EventKind::RunSuspended { until: suspension.due };
         turn.tell(&body.subject, What::Kind(Box::new(suspended)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
-        if body.news != Some(suspension.heard) || suspension.due.is_some_and(|due| due <= turn.now) {
+        let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
+        if missed || suspension.due.is_some_and(|due| due <= turn.now) {
             let line = self.woken(turn, run, record, state);
             turn.tell(&body.subject, What::Kind(Box::new(EventKind::RunWoken)));
             self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
@@ -364,7 +375,7 @@ impl Writer {
         turn.put_state(run, state, false);
         let sleep = SleepRecord {
             job: record.job,
-            key,
+            keys: record.keys.clone(),
             generation: state.generation,
             due: suspension.due,
             signals: suspension.signals.iter().map(|name| name.to_string()).collect(),
@@ -374,7 +385,7 @@ impl Writer {
         self.tell_engine(turn, EngineEvent::Suspended(sleeper(run, &sleep)));
     }
 
-    /// Makes a suspended run pending, first in line, its key still held.
+    /// Makes a suspended run pending, first in line, its keys still held.
     pub(super) fn wake(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
         let Some(Loaded { record, mut state, .. }) = turn.load(run)? else { return Ok(()) };
         if state.status != RunStatus::Suspended.to_byte() {
@@ -440,12 +451,7 @@ impl Writer {
 }
 
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
-    Sleeper {
-        run,
-        job: sleep.job,
-        key: sleep.key.as_ref().map(|(key, limit)| (key.as_str().into(), *limit)),
-        due: sleep.due,
-    }
+    Sleeper { run, job: sleep.job, keys: Keys::of(&sleep.keys), due: sleep.due }
 }
 
 fn sleep_of(turn: &Turn<'_>, run: RunId) -> Result<Option<SleepRecord>, Fault> {

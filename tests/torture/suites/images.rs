@@ -1,19 +1,34 @@
 //! Files that are not as they were left: damaged, cut, of others, of the future. Each is opened right or refused with a typed
-//! error, unchanged; none loses anything in silence, none panics (P13, P22, M3, M4).
+//! error, unchanged; none loses anything in silence, none panics, none makes memory grow as it likes (P13, P22, M3, M4).
+//!
+//! A child of little memory makes a file and damages it in many ways, one after the other: each is a case.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use durably::testing::{Bug, Disk, verify_on};
 use durably::{Durably, Error};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
 
 use super::clock::simulated;
 use super::disk::SimDisk;
+use super::process::{Process, Role, data, limit, number_of, say};
 use super::program::{Act, Ledger, Life, Setup, check, empty};
-use super::suite::{Plan, Report, Suite, Violation};
+use super::several::{Case, side_by_side, until_done};
+use super::suite::{Plan, Report, Suite};
 
 pub const SUITE: Suite = Suite { name: "images", run, cases: [3_000, 300_000, 3_000_000] };
+
+/// Damages of a file.
+const DAMAGES: u64 = 200;
+/// What a child may take beside what it has when its file is made: a few copies of the file, the cache of a runtime over it and
+/// what an open reads of it. A length out of a damaged page that is believed takes more.
+const MEMORY: u64 = 48 << 20;
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const PAGE: usize = 4096;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -33,7 +48,7 @@ const LOGICAL: [&str; 12] = [
     "tallies",
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Damage {
     Bits,
     ZeroPage,
@@ -55,40 +70,86 @@ struct Subject {
     clean: bool,
 }
 
-pub fn run(plan: &Plan) -> Report {
-    let mut report = Report::default();
-    let (empty, mut subject) = (empty(), None);
-    let mut refused = 0;
-    while plan.goes_on(report.cases) {
-        let seed = plan.seed_of(report.cases);
-        let mut rng = fastrand::Rng::with_seed(seed);
-        if report.cases % 100 == 0 {
-            subject = Some(Subject::new(&empty, plan.bug, &mut rng));
-        }
-        let Some(subject) = &subject else { break };
-        let outcome = subject.suffer(&mut rng);
-        report.cases += 1;
-        report.faults += 1;
-        match outcome {
-            Ok(was_refused) => refused += u64::from(was_refused),
-            Err(what) => {
-                report.violations.push(Violation { seed, what });
-                if plan.bug.is_some() || report.violations.len() >= 10 {
-                    break;
-                }
-            }
-        }
-    }
-    report.counts = vec![("refused".into(), refused)];
+fn run(plan: &Plan) -> Report {
+    let cases = AtomicU64::new(0);
+    let mut report = side_by_side(&mut until_done(plan, &cases), plan.bug.is_some(), |seed| {
+        let outcome = of_a_child(Damaging { seed, bug: number_of(plan.bug) });
+        let (Done { damages, refused }, violation) = match outcome {
+            Ok(done) => (done, None),
+            Err((done, what)) => (done, Some(what)),
+        };
+        cases.fetch_add(damages, Ordering::Relaxed);
+        let counts = [("files", 1), ("refused", refused)].map(|(what, count)| (what.to_owned(), count));
+        Case { faults: damages, counts: counts.into_iter().collect(), violation }
+    });
+    report.cases = cases.into_inner();
     report
 }
 
+/// What a child is to do.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Damaging {
+    seed: u64,
+    bug: Option<usize>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    /// This is done to it next.
+    Damage(Damage),
+    Refused,
+    Violation(String),
+    Done,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    damages: u64,
+    refused: u64,
+}
+
+fn of_a_child(damaging: Damaging) -> Result<Done, (Done, String)> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut process = Process::start(&Role::Images(damaging), directory.path());
+    let (mut done, mut last, mut ended) = (Done::default(), None, None);
+    for said in process.rest(PATIENCE).unwrap_or_default() {
+        match said {
+            Said::Damage(damage) => {
+                done.damages += 1;
+                last = Some(damage);
+            }
+            Said::Refused => done.refused += 1,
+            Said::Violation(what) => ended = Some(Err(what)),
+            Said::Done => ended = Some(Ok(())),
+        }
+    }
+    match ended {
+        Some(Ok(())) => Ok(done),
+        Some(Err(what)) => Err((done, what)),
+        None => Err((done, format!("{last:?}: the child hangs or died: {}", process.last_words()))),
+    }
+}
+
+pub fn damage(damaging: &Damaging) {
+    let mut rng = fastrand::Rng::with_seed(damaging.seed);
+    let subject = Subject::new(damaging.bug.map(|bug| Bug::ALL[bug]), &mut rng);
+    limit(Resource::Data, Some(data() + MEMORY));
+    for _ in 0..DAMAGES {
+        match subject.suffer(&mut rng) {
+            Ok(false) => {}
+            Ok(true) => say(&Said::Refused),
+            Err(what) => return say(&Said::Violation(what)),
+        }
+    }
+    say(&Said::Done);
+}
+
 impl Subject {
-    fn new(empty: &[u8], bug: Option<Bug>, rng: &mut fastrand::Rng) -> Subject {
+    fn new(bug: Option<Bug>, rng: &mut fastrand::Rng) -> Subject {
         let clean = rng.bool();
         // An unclean stop and one-phase commits may lose the last commit to damage: documented, and two-phase does not.
         let setup = Setup { two_phase: !clean, fold: (1 << 20, 4_096), ..Setup::random(rng, bug) };
-        let disk = SimDisk::of(empty.to_vec());
+        let disk = SimDisk::of(empty());
         let acts: Vec<Act> = (0..40).map(|_| Act::random(rng)).collect();
         let ledger = simulated(async {
             let mut life = Life::begin(&setup, &disk, Ledger::default()).await.expect("opens");
@@ -120,6 +181,7 @@ impl Subject {
             12..=13 if !self.clean => Damage::JournalRow,
             _ => Damage::Row,
         };
+        say(&Said::Damage(damage));
         let Some(image) = self.damaged(damage, rng) else { return Ok(false) };
         let judged = catch_unwind(AssertUnwindSafe(|| self.judge(damage, image)));
         judged.unwrap_or_else(|_| Err("a panic".into())).map_err(|what| format!("{damage:?}: {what}"))

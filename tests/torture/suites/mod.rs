@@ -12,6 +12,7 @@ pub mod poison;
 pub mod powerloss;
 pub mod process;
 pub mod program;
+pub mod saga;
 pub mod several;
 pub mod shutdown;
 pub mod simulation;
@@ -22,6 +23,7 @@ use suite::Suite;
 /// Every suite, in the order in which they are run.
 pub const ALL: &[Suite] = &[
     kill9::SUITE,
+    saga::SUITE,
     powerloss::SUITE,
     powerloss::words::SUITE,
     faults::SUITE,

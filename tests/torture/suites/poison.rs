@@ -2,12 +2,14 @@
 //!
 //! A case is one way to die: a child dies of one run, beside which 99 others execute, over and over until it comes through.
 //! Then the culprit must have been executed as often as is allowed and have failed as poisoned, and all others be completed.
-//! Or it is a run of many steps whose process is killed 50 times, each time after a new checkpoint: it completes.
+//! Or it is a run of thousands of steps whose process is killed 50 times, as often as it may be without a new checkpoint between:
+//! it completes. A body that panics takes the process with it only where the build says so.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,7 +23,7 @@ use super::process::{Process, Role, die, limit, number_of, on_threads, resident,
 use super::several::{Case, InTurn, side_by_side, violation};
 use super::suite::{Plan, Report, Suite};
 
-pub const SUITE: Suite = Suite { name: "poison", run, cases: [6, 60, 600] };
+pub const SUITE: Suite = Suite { name: "poison", run, cases: [7, 70, 700] };
 
 const INNOCENTS: u64 = 99;
 /// Those that come later, in each life.
@@ -30,7 +32,9 @@ const MAX_RECOVERIES: u32 = 3;
 /// Lives in which all of them execute side by side when the culprit strikes.
 const TOGETHER: u32 = 2;
 const KILLS: u32 = 50;
-const STEPS: u32 = KILLS + 10;
+const STEPS: u32 = 10_000;
+/// Steps of the long run that are under way at a time: they share commits.
+const ABREAST: u32 = 50;
 /// A child has died, or is done, by then.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,12 +44,14 @@ enum Death {
     OverflowsItsStack,
     ExhaustsMemory,
     Segfaults,
+    /// Of itself a death only in a build that aborts on panics.
+    Panics,
     /// Nothing of its own doing: it is killed, and gets on each time.
     IsKilled,
 }
 
-const DEATHS: [Death; 5] =
-    [Death::Aborts, Death::OverflowsItsStack, Death::ExhaustsMemory, Death::Segfaults, Death::IsKilled];
+const DEATHS: [Death; 6] =
+    [Death::Aborts, Death::OverflowsItsStack, Death::ExhaustsMemory, Death::Segfaults, Death::Panics, Death::IsKilled];
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Life {
@@ -53,6 +59,22 @@ pub struct Life {
     number: u32,
     death: Death,
     bug: Option<usize>,
+}
+
+impl Death {
+    fn is_survived(self) -> bool {
+        self == Death::Panics && cfg!(panic = "unwind")
+    }
+}
+
+impl Life {
+    /// New checkpoints of the long run that this life is killed at: none in as many lives in a row as that may be.
+    fn checkpoints(&self) -> u32 {
+        match self.number % (MAX_RECOVERIES + 1) {
+            0 => 1 + self.number * 7 % 90,
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,13 +106,15 @@ fn of_a_culprit(death: Death, plan: &Plan, directory: &Path, counts: &mut BTreeM
         number += 1;
         ensure!(number <= 2 * MAX_RECOVERIES, "P10: after {number} deaths the culprit still executes");
     }
-    ensure!(strikes == MAX_RECOVERIES + 1, "P10: the culprit was executed {strikes} times");
+    let (expected, fate) =
+        if death.is_survived() { (1, ErrorKind::Panic) } else { (MAX_RECOVERIES + 1, ErrorKind::Poisoned) };
+    ensure!(strikes == expected, "P10: the culprit was executed {strikes} times");
     let runs = runs_of(&path)?;
     ensure!(runs.len() as u64 > INNOCENTS, "P1: there are {} runs", runs.len());
     for run in runs {
         if run.job_name == "culprit" {
             let kind = run.error.as_ref().map(|error| error.kind);
-            ensure!(kind == Some(ErrorKind::Poisoned), "P10: the culprit is {} with {kind:?}", run.status);
+            ensure!(kind == Some(fate), "P10: the culprit is {} with {kind:?}", run.status);
         } else {
             let (status, error) = (run.status, run.error);
             ensure!(status == RunStatus::Completed, "P10: an innocent is {status} with {error:?}");
@@ -143,8 +167,9 @@ pub fn live(life: &Life) {
         let mut builder =
             with_bug(Durably::builder(), life.bug).max_recoveries(MAX_RECOVERIES).max_concurrent_runs(128);
         if life.death == Death::IsKilled && life.number < KILLS {
-            builder = builder.at_failpoint(|point| {
-                if point == Failpoint::CheckpointRecorded {
+            let fatal = AtomicU32::new(life.checkpoints());
+            builder = builder.at_failpoint(move |point| {
+                if point == Failpoint::CheckpointRecorded && fatal.fetch_sub(1, Ordering::Relaxed) == 1 {
                     die(Signal::KILL)
                 }
             });
@@ -161,9 +186,18 @@ pub fn live(life: &Life) {
 }
 
 async fn get_on(life: &Life, durably: &Durably) {
-    let long = Job::new("long", |step: Step, (): ()| async move {
-        for number in 0..STEPS {
-            step.run(("step", number), || async { Ok(()) }).await?;
+    let at_once = life.number < KILLS && life.checkpoints() == 0;
+    let long = Job::new("long", move |step: Step, (): ()| async move {
+        for number in (0..STEPS).step_by(ABREAST as usize) {
+            let abreast = (number..number + ABREAST).map(|number| {
+                step.run(("step", number), move || async move {
+                    if at_once {
+                        die(Signal::KILL)
+                    }
+                    Ok(())
+                })
+            });
+            futures::future::try_join_all(abreast).await?;
         }
         Ok(())
     });
@@ -174,7 +208,7 @@ async fn get_on(life: &Life, durably: &Durably) {
 }
 
 async fn side_by_side_with_a_culprit(life: &Life, durably: &Durably) {
-    let together = life.number < TOGETHER;
+    let together = life.number < TOGETHER && !life.death.is_survived();
     // How many innocents are executing.
     let executing = Arc::new(watch::channel(0).0);
     let innocent = Job::new("innocent", {
@@ -235,6 +269,7 @@ fn strike(death: Death) {
             }
         }
         Death::Segfaults => die(Signal::SEGV),
+        Death::Panics => std::panic::panic_any("a body panics".to_owned()),
         Death::IsKilled => {}
     }
 }

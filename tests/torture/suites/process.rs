@@ -17,7 +17,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{kill9, overload, poison, shutdown};
+use super::{images, kill9, overload, poison, saga, shutdown};
 
 /// The environment variable that makes this executable the child.
 const ROLE: &str = "DURABLY_TORTURE_CHILD";
@@ -26,9 +26,11 @@ const ROLE: &str = "DURABLY_TORTURE_CHILD";
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
     Kill9(kill9::life::Life),
+    Saga(saga::Life),
     Poison(poison::Life),
     Shutdown(shutdown::Life),
     Overload(overload::Load),
+    Images(images::Damaging),
     /// Opens the file, says so, and holds it.
     Hold(PathBuf),
 }
@@ -42,9 +44,11 @@ pub fn be_the_child_if_asked() {
     let _ = std::io::stdout().write_all(b"\n");
     match serde_json::from_str(&role).expect("a role") {
         Role::Kill9(life) => kill9::child::live(&life),
+        Role::Saga(life) => saga::child::live(&life),
         Role::Poison(life) => poison::live(&life),
         Role::Shutdown(life) => shutdown::live(&life),
         Role::Overload(load) => overload::live(&load),
+        Role::Images(damaging) => images::damage(&damaging),
         Role::Hold(path) => hold(&path),
     }
     std::process::exit(0)
@@ -239,4 +243,11 @@ pub fn resident() -> (u64, u64) {
     let page = rustix::param::page_size() as u64;
     let mut bytes = || pages.next().expect("a column") * page;
     (bytes(), bytes())
+}
+
+/// Memory of this process that counts as data, bytes: what its heap has, in use or not.
+pub fn data() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let data = status.lines().find_map(|line| line.strip_prefix("VmData:")).expect("a line of it");
+    data.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

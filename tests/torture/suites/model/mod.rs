@@ -18,7 +18,8 @@ use operation::{Counts, KINDS, Kind, draw};
 
 pub const SUITE: Suite = Suite { name: "model", run, cases: [1_000, 200_000, 1_000_000] };
 
-const OPERATIONS: usize = 50;
+/// Of a case, as the tier has it.
+const OPERATIONS: [usize; 2] = [50, 100];
 /// From so many cases on, each operation is to have succeeded and failed.
 const COVERED_FROM: u64 = 200;
 /// What can't fail, being done to the runtime and not asked of it.
@@ -27,7 +28,7 @@ const NEVER_FAIL: [Kind; 7] =
 
 /// One case. Where it fails, operations are left out as long as it does.
 fn case(seed: u64, plan: &Plan, counts: &mut Counts) -> Result<(), String> {
-    let mut operations = draw(seed, OPERATIONS);
+    let mut operations = draw(seed, OPERATIONS[usize::from(plan.thorough)]);
     let Err(mut what) = carry_out(seed, &operations, plan.bug, counts) else { return Ok(()) };
     if plan.bug.is_none() {
         for at in (0..operations.len()).rev() {
