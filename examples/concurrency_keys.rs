@@ -1,5 +1,5 @@
 //! Concurrency keys: at most one sync per customer at a time, while different customers go side by side; and what a trigger
-//! can do when another run waits for its key already.
+//! can do when another run waits for its key already; and runs that need the keys of two customers.
 //!
 //! ```text
 //! cargo run --example concurrency_keys
@@ -66,6 +66,7 @@ async fn main() -> anyhow::Result<()> {
     draw(&timeline.lock().unwrap_or_else(PoisonError::into_inner));
 
     conflicts(&gated, &gate).await?;
+    several(&durably, &gated, &gate).await?;
     durably.shutdown().await?;
     Ok(())
 }
@@ -127,6 +128,21 @@ async fn conflicts(syncs: &JobHandle<u32, u32>, gate: &Notify) -> anyhow::Result
     println!("6 with Queue:   {:?}, {}", queue.disposition(), queue.status());
 
     for run in [executing, replace, queue] {
+        gate.notify_one();
+        println!("sync {} ended", run.output().await?);
+    }
+    Ok(())
+}
+
+/// A run of two keys waits until it can have both, and `explain` says for what. Priorities decide who goes first in line.
+async fn several(durably: &Durably, syncs: &JobHandle<u32, u32>, gate: &Notify) -> anyhow::Result<()> {
+    println!();
+    let acme = syncs.trigger(7).concurrency_key("acme").await?;
+    let queued = syncs.trigger(8).concurrency_key("acme").await?;
+    let merge = syncs.trigger(9).concurrency_keys(["acme", "globex"]).priority(1).await?;
+    println!("8 is {}", durably.explain(queued.id()).await?);
+    println!("9 is {}", durably.explain(merge.id()).await?);
+    for run in [acme, merge, queued] {
         gate.notify_one();
         println!("sync {} ended", run.output().await?);
     }

@@ -34,7 +34,11 @@ impl Bank {
             return Err(JobError::msg("over the limit of the card").terminal());
         }
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if call % 5 > 0 { Err("503 service unavailable".into()) } else { Ok(format!("receipt {}", &effect_key[..6])) }
+        if call.is_multiple_of(5) {
+            Ok(format!("receipt {}", &effect_key[..6]))
+        } else {
+            Err("503 service unavailable".into())
+        }
     }
 }
 

@@ -67,6 +67,11 @@ impl Line {
         first.filter(|place| self.registered && admits(place))
     }
 
+    /// Whether its runs could be started if there was room.
+    pub(super) fn is_open(&self) -> bool {
+        self.registered && self.throttle.as_ref().is_none_or(|throttle| throttle.paused.is_none())
+    }
+
     pub(super) fn insert(&mut self, place: Place, keyed: bool) {
         self.ready.insert(place);
         if let Some(rotation) = &mut self.rotation {

@@ -324,18 +324,9 @@ impl Engine {
         self.refresh(queued.job);
     }
 
-    /// The last in line of the runs of this job and key that have never started: the newest of the least priority.
-    pub(crate) fn waiting(&self, job: JobNumber, key: &str) -> Option<(RunId, Place)> {
-        self.waiting_besides(job, key, &BTreeSet::new())
-    }
-
-    /// The same, without runs that are about to be replaced.
-    pub(crate) fn waiting_besides(
-        &self,
-        job: JobNumber,
-        key: &str,
-        besides: &BTreeSet<RunId>,
-    ) -> Option<(RunId, Place)> {
+    /// The last in line of the runs of this job and key that have never started, the newest of the least priority, without
+    /// those that are about to be replaced.
+    pub(crate) fn waiting(&self, job: JobNumber, key: &str, besides: &BTreeSet<RunId>) -> Option<(RunId, Place)> {
         let mut waiting = self.keys.get(key)?.unstarted_of(job).map(|place| (self.run_at(place), place));
         waiting.find(|(run, _)| !besides.contains(run))
     }
@@ -623,7 +614,7 @@ impl Engine {
     fn make_ready(&mut self, place: Place, run: RunId, job: JobNumber, keyed: bool) {
         let line = self.lines.entry(job).or_default();
         let suspect = self.pasts.get(&run).is_some_and(|past| past.crashes >= probation::CRASHES);
-        if suspect && !(line.registered && self.probation.admit(run)) {
+        if suspect && !(line.is_open() && self.probation.admit(run)) {
             self.probation.park(place, run, job);
         } else {
             line.insert(place, keyed);
@@ -645,8 +636,8 @@ impl Engine {
     /// Lets the next probationer into its line.
     fn unpark(&mut self) {
         let lines = &self.lines;
-        let registered = |job: JobNumber| lines.get(&job).is_some_and(|line| line.registered);
-        if let Some((place, job)) = self.probation.next(registered) {
+        let open = |job: JobNumber| lines.get(&job).is_some_and(Line::is_open);
+        if let Some((place, job)) = self.probation.next(open) {
             let keyed = self.is_keyed(place);
             self.lines.entry(job).or_default().insert(place, keyed);
             self.refresh(job);

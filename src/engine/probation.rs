@@ -23,6 +23,11 @@ struct Current {
 }
 
 impl Probation {
+    /// The one on probation, if it has not started.
+    pub(super) fn unstarted(&self) -> Option<RunId> {
+        self.current.as_ref().filter(|current| current.started.is_none()).map(|current| current.run)
+    }
+
     pub(super) fn current(&self) -> Option<RunId> {
         self.current.as_ref().map(|current| current.run)
     }
@@ -49,11 +54,11 @@ impl Probation {
     }
 
     /// The next one to let through, if none is on probation.
-    pub(super) fn next(&mut self, registered: impl Fn(JobNumber) -> bool) -> Option<(Place, JobNumber)> {
+    pub(super) fn next(&mut self, open: impl Fn(JobNumber) -> bool) -> Option<(Place, JobNumber)> {
         if self.current.is_some() {
             return None;
         }
-        let (place, (run, job)) = self.parked.iter().find(|(_, (_, job))| registered(*job)).map(|(p, r)| (*p, *r))?;
+        let (place, (run, job)) = self.parked.iter().find(|(_, (_, job))| open(*job)).map(|(p, r)| (*p, *r))?;
         self.parked.remove(&place);
         self.current = Some(Current { run, started: None });
         Some((place, job))

@@ -675,9 +675,9 @@ fn the_newest_waiting_run_that_never_started_is_found() {
             queued(recovered(7, 0).keyed("k", 1)),
         ],
     );
-    let waiting = |engine: &Engine| engine.waiting(1, "k").map(|(run, place)| (number(run), place));
+    let waiting = |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new()).map(|(run, place)| (number(run), place));
     assert_eq!(waiting(&engine), Some((3, Place::new(false, id(3)))));
-    assert_eq!(engine.waiting(1, "free"), None);
+    assert_eq!(engine.waiting(1, "free", &BTreeSet::new()), None);
     for line in [withdrawn(3, Some("k")), queued(new(8).keyed("k", 1).at(3)), withdrawn(2, Some("k"))] {
         if let On(event) = line {
             engine.apply(event, Duration::ZERO);
@@ -1178,6 +1178,29 @@ fn what_is_paused_starts_nothing() {
 }
 
 #[test]
+fn a_paused_job_s_probationer_holds_nobody_up() {
+    check(vec![(
+        "one that was let in before and one that comes later",
+        9,
+        vec![
+            registered(1, 9),
+            registered(2, 9),
+            queued(recovered(1, 2)),
+            held(Throttled::Job(1), true),
+            queued(recovered(2, 2).of(2)),
+            queued(recovered(3, 2)),
+            Starts(&[2]),
+            stopped(2, 2),
+            Starts(&[]),
+            held(Throttled::Job(1), false),
+            Starts(&[1]),
+            stopped(1, 2),
+            Starts(&[3]),
+        ],
+    )]);
+}
+
+#[test]
 fn keys_take_turns_where_a_job_is_fair() {
     let fair = || On(Event::TakesTurns { job: 1, fair: true });
     let hot = |run| queued(new(run).keyed("hot", 1));
@@ -1353,7 +1376,7 @@ impl Model {
         let full = hold
             .rate
             .is_some_and(|(most, per)| hold.window.is_some_and(|(began, starts)| starts >= most && now < began + per));
-        !hold.paused && !(full && behind(run))
+        !(hold.paused || full && behind(run))
     }
 
     /// The limits of those that hold a key: bodies, and runs that sleep or were woken.
@@ -1609,7 +1632,7 @@ impl Pair {
                 let name = format!("k{key}");
                 let old = self.model.waiting(job, &name);
                 let expected = old.as_ref().map(|old| (old.run, old.place));
-                assert_eq!(self.engine.waiting(job, &name), expected);
+                assert_eq!(self.engine.waiting(job, &name, &BTreeSet::new()), expected);
                 if let Some(old) = old {
                     self.withdraw(&old);
                     let run = self.fresh();

@@ -139,6 +139,7 @@ impl Engine {
             Throttled::Job(job) => {
                 self.line(*job).throttle = kept.map(Box::new);
                 self.refresh(*job);
+                self.pass_probation_on(*job);
             }
             Throttled::Key(name) => {
                 if let Some(throttle) = kept {
@@ -147,6 +148,22 @@ impl Engine {
                 self.offer(name);
             }
         }
+    }
+
+    /// A run on probation that a pause keeps from starting lets the next one go before it.
+    fn pass_probation_on(&mut self, job: JobNumber) {
+        let Some(line) = self.lines.get_mut(&job) else { return };
+        if line.throttle.as_ref().is_some_and(|throttle| throttle.paused.is_some())
+            && let Some(run) = self.probation.unstarted()
+            && let Some(place) = self.pasts.get(&run).map(|past| past.place)
+            && line.contains(place)
+        {
+            line.remove(place);
+            self.probation.clear(run);
+            self.probation.park(place, run, job);
+            self.refresh(job);
+        }
+        self.unpark();
     }
 
     /// Counts a start against the rates of its job and keys; says whether there were any.

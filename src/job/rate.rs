@@ -13,7 +13,8 @@ use crate::error::Error;
 ///
 /// A start is what a trigger or a resume asks for: a run that goes on after it was suspended, handed back or recovered is neither
 /// counted nor held back. A run that is held back delays none of other jobs and keys; but a key's line is strict, so it does
-/// delay those behind it in the line of a key that it shares with them.
+/// delay those behind it in the line of a key that it shares with them. [`run_until_idle`](crate::Durably::run_until_idle) does
+/// not wait for the next window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RateLimit {

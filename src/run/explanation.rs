@@ -289,7 +289,9 @@ impl fmt::Display for Obstacle {
                 per(f, starts, length, until)
             }
             Obstacle::Probation { behind: None } => f.write_str("it is on probation"),
-            Obstacle::Probation { behind: Some(run) } => write!(f, "it waits for run {run}, which is on probation"),
+            Obstacle::Probation { behind: Some(run) } => {
+                write!(f, "run {run} is on probation, as this one will be: such runs go one at a time")
+            }
             Obstacle::JobNotRegistered { job } => write!(f, "job {job} is not registered"),
             Obstacle::JobPaused { job, since } => write!(f, "job {job} is paused since {since}"),
             Obstacle::JobRate { job, starts, per: length, until } => {

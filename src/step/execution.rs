@@ -1,6 +1,6 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -97,7 +97,7 @@ impl Drop for Alive {
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: BTreeMap<Arc<str>, &'static Location<'static>>,
+    in_use: HashMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,

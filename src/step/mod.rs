@@ -69,8 +69,11 @@ impl<D: fmt::Display> From<(&str, D)> for StepKey {
         // In a loop this is most of what a step costs that does little: written in place, copied once.
         let mut text = KEY_TEXT.take();
         text.clear();
-        let written = write!(text, "{name}[{item}]");
+        text.push_str(name);
+        text.push('[');
+        let written = write!(text, "{item}");
         debug_assert!(written.is_ok(), "a Display that fails");
+        text.push(']');
         let key = StepKey(text.as_str().into());
         KEY_TEXT.set(text);
         key

@@ -149,9 +149,7 @@ impl Disk {
             return self.load();
         }
         self.two_phase = true;
-        if let Err(error) = self.medium.drop_page_cache() {
-            tracing::warn!(%error, "cached pages of the file can't be dropped");
-        }
+        self.medium.distrust_cache();
         self.options.check_integrity = super::file::IntegrityCheck::Always;
         self.load()?;
         self.options.hooks.pass(Failpoint::Reopened);
@@ -370,6 +368,7 @@ impl Disk {
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "the file was not closed cleanly");
+            self.medium.distrust_cache();
         }
     }
 }

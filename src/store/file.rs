@@ -169,12 +169,12 @@ impl Medium {
         let mut pause = LOCK_RETRY_MIN;
         loop {
             let attempt = match self {
-                Self::File(path) => open_file(path, options, init, accept),
-                Self::Memory(memory) => open_in_place(Box::new(memory.backend()), self.name(), options, init, accept),
+                Self::File(path) => open_file(self, path, options, init, accept),
+                Self::Memory(memory) => open_in_place(Box::new(memory.backend()), self, options, init, accept),
                 Self::Custom(factory) => factory
                     .backend()
                     .map_err(OpenError::io(self.name(), "open"))
-                    .and_then(|backend| open_in_place(backend, self.name(), options, init, accept)),
+                    .and_then(|backend| open_in_place(backend, self, options, init, accept)),
             };
             match attempt {
                 Err(OpenError::AlreadyOpen { .. }) if !left.is_zero() => {
@@ -183,8 +183,20 @@ impl Medium {
                     left -= pause;
                     pause = (pause * 2).min(LOCK_RETRY_MAX);
                 }
+                // A flush of what opening it writes may be what failed.
+                Err(error @ (OpenError::Io { .. } | OpenError::Init { .. })) if !options.read_only => {
+                    self.distrust_cache();
+                    return Err(error);
+                }
                 outcome => return outcome,
             }
+        }
+    }
+
+    /// [`Medium::drop_page_cache`], where nothing more can be done if that fails.
+    pub(super) fn distrust_cache(&self) {
+        if let Err(error) = self.drop_page_cache() {
+            tracing::warn!(%error, "cached pages of the file can't be dropped");
         }
     }
 
@@ -215,10 +227,16 @@ impl Medium {
     }
 }
 
-fn open_file(path: &Path, options: &OpenOptions, init: Init<'_>, accept: Accept<'_>) -> Result<Opened, OpenError> {
+fn open_file(
+    medium: &Medium,
+    path: &Path,
+    options: &OpenOptions,
+    init: Init<'_>,
+    accept: Accept<'_>,
+) -> Result<Opened, OpenError> {
     let mut created = false;
     for _ in 0..CREATE_ROUNDS_MAX {
-        if let Some(opened) = open_existing(path, options, accept)? {
+        if let Some(opened) = open_existing(medium, path, options, accept)? {
             return Ok(Opened { created, ..opened });
         }
         if options.read_only {
@@ -230,7 +248,12 @@ fn open_file(path: &Path, options: &OpenOptions, init: Init<'_>, accept: Accept<
     Err(OpenError::Io { path: path.to_path_buf(), action: "create", source })
 }
 
-fn open_existing(path: &Path, options: &OpenOptions, accept: Accept<'_>) -> Result<Option<Opened>, OpenError> {
+fn open_existing(
+    medium: &Medium,
+    path: &Path,
+    options: &OpenOptions,
+    accept: Accept<'_>,
+) -> Result<Option<Opened>, OpenError> {
     let file = match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(OpenError::io(path, "open"))?,
@@ -242,7 +265,7 @@ fn open_existing(path: &Path, options: &OpenOptions, accept: Accept<'_>) -> Resu
     let on_nfs = is_on_nfs(&file);
     let backend: Arc<dyn StorageBackend> =
         Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
-    let found = lock_and_inspect(&*backend, path, Absent::IsAnError)?;
+    let found = lock_and_inspect(&*backend, medium, options, Absent::IsAnError)?;
     let opened = start(backend, path, options, found, accept)?;
     options.hooks.pass(Failpoint::Opened);
     if options.read_only {
@@ -268,13 +291,14 @@ fn open_existing(path: &Path, options: &OpenOptions, accept: Accept<'_>) -> Resu
 /// Empty storage becomes a database where it is: for media that do not outlive a kill, or simulate one.
 fn open_in_place(
     backend: Box<dyn StorageBackend>,
-    name: &Path,
+    medium: &Medium,
     options: &OpenOptions,
     init: Init<'_>,
     accept: Accept<'_>,
 ) -> Result<Opened, OpenError> {
-    let backend: Arc<dyn StorageBackend> = Arc::from(backend);
-    let found = lock_and_inspect(&*backend, name, if options.read_only { Absent::IsAnError } else { Absent::IsNew })?;
+    let (backend, name): (Arc<dyn StorageBackend>, _) = (Arc::from(backend), medium.name());
+    let absent = if options.read_only { Absent::IsAnError } else { Absent::IsNew };
+    let found = lock_and_inspect(&*backend, medium, options, absent)?;
     let created = found.bytes == 0;
     let opened = start(backend, name, options, found, if created { &|_, _| Ok(()) } else { accept })?;
     if created {
@@ -485,14 +509,25 @@ enum Absent {
 }
 
 /// Locks the storage and looks at its header; on an error the storage is closed, and nothing was written to it.
-fn lock_and_inspect(backend: &dyn StorageBackend, path: &Path, absent: Absent) -> Result<Found, OpenError> {
+fn lock_and_inspect(
+    backend: &dyn StorageBackend,
+    medium: &Medium,
+    options: &OpenOptions,
+    absent: Absent,
+) -> Result<Found, OpenError> {
+    let path = medium.name();
     let locked = match lock_whole(backend) {
         Ok(true) => Ok(()),
         Ok(false) => Err(OpenError::AlreadyOpen { path: path.to_path_buf() }),
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
         Err(error) => Err(OpenError::io(path, "lock")(error)),
     };
-    let found = locked.and_then(|()| inspect(backend, path, absent));
+    let mut found = locked.and_then(|()| inspect(backend, path, absent));
+    // Whoever left it so may have ended because a flush failed: then the cache shows what the disk does not have.
+    if found.as_ref().is_ok_and(|found| found.unclean) && !options.read_only {
+        medium.distrust_cache();
+        found = inspect(backend, path, absent);
+    }
     if found.is_err() {
         let _ = backend.close();
     }

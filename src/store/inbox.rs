@@ -18,7 +18,8 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct Queue {
     ops: VecDeque<Op>,
-    asleep: bool,
+    /// The writer sleeps until there are so many.
+    awaited: Option<usize>,
     closed: bool,
 }
 
@@ -31,7 +32,7 @@ impl Inbox {
             return Some(op);
         }
         queue.ops.push_back(op);
-        if queue.asleep {
+        if queue.awaited.is_some_and(|awaited| queue.ops.len() >= awaited) {
             self.arrived.notify_one();
         }
         None
@@ -41,7 +42,7 @@ impl Inbox {
     pub(crate) fn take(&self, ops: &mut VecDeque<Op>, timeout: Option<Duration>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.ops.is_empty() && timeout != Some(Duration::ZERO) {
-            queue.asleep = true;
+            queue.awaited = Some(1);
             queue = match timeout {
                 Some(timeout) => {
                     let waited = self.arrived.wait_timeout_while(queue, timeout, |queue| queue.ops.is_empty());
@@ -52,13 +53,26 @@ impl Inbox {
                     waited.unwrap_or_else(PoisonError::into_inner)
                 }
             };
-            queue.asleep = false;
+            queue.awaited = None;
         }
         if ops.is_empty() {
             std::mem::swap(ops, &mut queue.ops);
         } else {
             ops.append(&mut queue.ops);
         }
+    }
+
+    /// Moves to `ops` what comes until there are `wanted` of them, or `timeout` is over.
+    pub(crate) fn linger(&self, ops: &mut VecDeque<Op>, wanted: usize, timeout: Duration) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = wanted.saturating_sub(ops.len());
+        if queue.ops.len() < missing {
+            queue.awaited = Some(missing);
+            let waited = self.arrived.wait_timeout_while(queue, timeout, |queue| queue.ops.len() < missing);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queue.awaited = None;
+        }
+        ops.append(&mut queue.ops);
     }
 
     pub(crate) fn is_empty(&self) -> bool {

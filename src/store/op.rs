@@ -32,7 +32,7 @@ pub(crate) struct Call<Q, A> {
     pub(crate) request: Q,
     pub(crate) answer: Option<Result<A, Error>>,
     pub(crate) reply: oneshot::Sender<Result<A, Error>>,
-    /// Held until the answer is given.
+    /// Held until the answer is about to be given.
     _admitted: Admitted,
 }
 
@@ -44,8 +44,10 @@ impl<Q, A> Call<Q, A> {
 
     /// Tells the caller what was decided, or why nothing was. One that has gone away is not told; what was done stays done.
     fn settle(self, failure: Option<Error>) {
-        let answer = failure.map_or_else(|| self.answer.unwrap_or(Err(Error::ShutDown)), Err);
-        let _ = self.reply.send(answer);
+        let Call { answer, reply, _admitted, .. } = self;
+        // Whoever hears the answer finds the room that this took.
+        drop(_admitted);
+        let _ = reply.send(failure.map_or_else(|| answer.unwrap_or(Err(Error::ShutDown)), Err));
     }
 }
 

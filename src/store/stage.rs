@@ -1,19 +1,86 @@
 //! The group being built: rows that the next commit will write.
 
-use std::collections::btree_map::Entry;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::steps::Change;
 use super::tables::Table;
-use super::tail::{Layer, Slot};
+use super::tail::Slot;
 use crate::codec::keys::{self, Key};
 use crate::id::RunId;
 
+/// The group's rows of a table: in the order in which they came, found by their keys. Most are looked for once and never in
+/// order.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    /// `None` where a row came and went.
+    rows: Vec<Option<(Key, Slot)>>,
+    places: HashMap<Key, usize>,
+}
+
+/// Memory for more rows than this is given back after the group.
+const ROWS_KEPT_MAX: usize = 4_096;
+
+impl Staged {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Slot> {
+        let (_, slot) = self.rows.get(*self.places.get(key)?)?.as_ref()?;
+        Some(slot)
+    }
+
+    /// The rows of a range in order of their keys.
+    pub(crate) fn sorted(&self, (lower, upper): (Bound<&[u8]>, Bound<&[u8]>)) -> Vec<(&Key, &Slot)> {
+        let is_after = |key: &[u8]| match lower {
+            Bound::Included(lower) => key >= lower,
+            Bound::Excluded(lower) => key > lower,
+            Bound::Unbounded => true,
+        };
+        let is_before = |key: &[u8]| match upper {
+            Bound::Included(upper) => key <= upper,
+            Bound::Excluded(upper) => key < upper,
+            Bound::Unbounded => true,
+        };
+        let within = self.rows.iter().flatten().filter(|(key, _)| is_after(key) && is_before(key));
+        let mut sorted: Vec<_> = within.map(|(key, slot)| (key, slot)).collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
+        sorted
+    }
+
+    fn set(&mut self, key: Key, mut slot: Slot) {
+        match self.places.entry(key) {
+            Entry::Vacant(place) => {
+                let key = place.key().clone();
+                place.insert(self.rows.len());
+                self.rows.push(Some((key, slot)));
+            }
+            Entry::Occupied(place) => {
+                let row = &mut self.rows[*place.get()];
+                slot.fresh = row.as_ref().is_none_or(|(_, old)| old.fresh);
+                *row = if slot.fresh && slot.value.is_none() { None } else { Some((place.key().clone(), slot)) };
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rows.iter().all(Option::is_none)
+    }
+
+    fn clear(&mut self) {
+        if self.rows.len() > ROWS_KEPT_MAX {
+            *self = Staged::default();
+        } else {
+            self.rows.clear();
+            self.places.clear();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Stage {
-    layers: [Layer; Table::ALL.len()],
+    tables: [Staged; Table::ALL.len()],
     /// In the order in which they were made.
     steps: Vec<(RunId, Change<Arc<[u8]>>)>,
     rows: usize,
@@ -21,8 +88,8 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn layer(&self, table: Table) -> &Layer {
-        &self.layers[table as usize]
+    pub(crate) fn of(&self, table: Table) -> &Staged {
+        &self.tables[table as usize]
     }
 
     /// A row whose key was never used before, in this file's whole life.
@@ -46,29 +113,16 @@ impl Stage {
         self.steps.push((run, change));
     }
 
-    fn set(&mut self, table: Table, key: Key, mut slot: Slot) {
+    fn set(&mut self, table: Table, key: Key, slot: Slot) {
         debug_assert!(table != Table::Steps, "steps are changed by change_steps");
-        let layer = &mut self.layers[table as usize];
         self.rows += 1;
         self.bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
-        match layer.entry(key) {
-            Entry::Vacant(place) => {
-                place.insert(slot);
-            }
-            Entry::Occupied(mut place) => {
-                slot.fresh = place.get().fresh;
-                if slot.fresh && slot.value.is_none() {
-                    place.remove();
-                } else {
-                    place.insert(slot);
-                }
-            }
-        }
+        self.tables[table as usize].set(key, slot);
     }
 
     /// Forgets everything but the memory it took.
     pub(crate) fn clear(&mut self) {
-        self.layers.iter_mut().for_each(Layer::clear);
+        self.tables.iter_mut().for_each(Staged::clear);
         self.steps.clear();
         (self.rows, self.bytes) = (0, 0);
     }
@@ -79,7 +133,7 @@ impl Stage {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.steps.is_empty() && self.layers.iter().all(Layer::is_empty)
+        self.steps.is_empty() && self.tables.iter().all(Staged::is_empty)
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -100,6 +154,8 @@ impl Stage {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Table, &Key, &Slot)> {
-        Table::ALL.into_iter().flat_map(|table| self.layer(table).iter().map(move |(key, slot)| (table, key, slot)))
+        Table::ALL
+            .into_iter()
+            .flat_map(|table| self.of(table).rows.iter().flatten().map(move |(key, slot)| (table, key, slot)))
     }
 }

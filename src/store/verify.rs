@@ -470,7 +470,7 @@ impl Audit<'_, '_> {
                 Some(Ok(job)) if !audit.jobs.contains(&job) => audit.problem("throttles", key, "its job has no name"),
                 Some(_) => {}
             }
-            drop(audit.decoded::<ThrottleRecord>(Table::Throttles, key, &row));
+            let _: Option<ThrottleRecord> = audit.decoded(Table::Throttles, key, &row);
             Ok(())
         })
     }

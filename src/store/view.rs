@@ -13,10 +13,10 @@ use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::Fault;
-use super::stage::Stage;
+use super::stage::{self, Stage};
 use super::steps::{Change, Indexed, TailSteps, read_block};
 use super::tables::{BLOBS, Table};
-use super::tail::{Layer, Live, Slot, Tail};
+use super::tail::{Live, Slot, Tail};
 use crate::codec::keys::{self, Key};
 use crate::codec::{BlobRef, Corrupted};
 use crate::id::RunId;
@@ -163,8 +163,8 @@ impl<'a> View<'a> {
         Ok(Bytes::copy_from_slice(row.value()))
     }
 
-    fn get_over(&self, stage: Option<&Layer>, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let slot = stage.and_then(|layer| layer.get(key)).or_else(|| self.tail.layer(table).get(key));
+    fn get_over(&self, stage: Option<&stage::Staged>, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let slot = stage.and_then(|staged| staged.get(key)).or_else(|| self.tail.layer(table).get(key));
         let value = match slot {
             Some(slot) => slot.value.clone(),
             None => self.table(table)?.get(key)?.map(|row| Bytes::copy_from_slice(row.value())),
@@ -172,7 +172,7 @@ impl<'a> View<'a> {
         value.map(|value| self.resolved(table, key, value)).transpose()
     }
 
-    fn keys_over(&self, stage: Option<&Layer>, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+    fn keys_over(&self, stage: Option<&stage::Staged>, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
         let end = keys::after_prefix(prefix);
         let range = (Bound::Included(prefix), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
         let mut found = Vec::new();
@@ -185,7 +185,7 @@ impl<'a> View<'a> {
 
     fn scan_over(
         &self,
-        stage: Option<&Layer>,
+        stage: Option<&stage::Staged>,
         table: Table,
         range: (Bound<&[u8]>, Bound<&[u8]>),
         direction: Direction,
@@ -263,7 +263,7 @@ impl<'a> View<'a> {
     /// Visits the rows as they stand, with references where values are large.
     fn walk(
         &self,
-        stage: Option<&Layer>,
+        stage: Option<&stage::Staged>,
         table: Table,
         range: (Bound<&[u8]>, Bound<&[u8]>),
         direction: Direction,
@@ -280,8 +280,8 @@ impl<'a> View<'a> {
             };
             Ok(row.transpose()?)
         };
-        let mut tail = Walk::over(self.tail.layer(table), range, direction);
-        let mut staged = stage.map(|layer| Walk::over(layer, range, direction));
+        let mut tail = Walk { rows: self.tail.layer(table).range::<[u8], _>(range), direction };
+        let mut staged = stage.map(|staged| Walk { rows: staged.sorted(range).into_iter(), direction });
         let mut row = next_base()?;
         let mut upper = tail.next();
         let mut top = staged.as_mut().and_then(Walk::next);
@@ -377,7 +377,7 @@ impl Rows for Staged<'_, '_> {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.view.get_over(Some(self.stage.layer(table)), table, key)
+        self.view.get_over(Some(self.stage.of(table)), table, key)
     }
 
     fn scan(
@@ -387,25 +387,21 @@ impl Rows for Staged<'_, '_> {
         direction: Direction,
         visit: &mut Visit<'_>,
     ) -> Result<(), Fault> {
-        self.view.scan_over(Some(self.stage.layer(table)), table, range, direction, visit)
+        self.view.scan_over(Some(self.stage.of(table)), table, range, direction, visit)
     }
 
     fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
-        self.view.keys_over(Some(self.stage.layer(table)), table, prefix)
+        self.view.keys_over(Some(self.stage.of(table)), table, prefix)
     }
 }
 
 /// One layer's rows of a range, in a direction.
-struct Walk<'l> {
-    rows: std::collections::btree_map::Range<'l, Key, Slot>,
+struct Walk<'l, I: DoubleEndedIterator<Item = (&'l Key, &'l Slot)>> {
+    rows: I,
     direction: Direction,
 }
 
-impl<'l> Walk<'l> {
-    fn over(layer: &'l Layer, range: (Bound<&[u8]>, Bound<&[u8]>), direction: Direction) -> Self {
-        Walk { rows: layer.range::<[u8], _>(range), direction }
-    }
-
+impl<'l, I: DoubleEndedIterator<Item = (&'l Key, &'l Slot)>> Walk<'l, I> {
     fn next(&mut self) -> Option<(&'l Key, &'l Slot)> {
         match self.direction {
             Direction::Forward => self.rows.next(),

@@ -3,7 +3,7 @@
 use durably::{Durably, Error, JobHandle, Run, RunFilter, RunId, RunStatus};
 use serde_json::json;
 
-use super::support::{ManualClock, TempFile, echo, failing, memory, paused, run_of, within};
+use super::support::{Gate, ManualClock, TempFile, echo, failing, gated, job_with, memory, paused, run_of, within};
 
 fn ids(runs: &[Run]) -> Vec<RunId> {
     runs.iter().map(|run| run.id).collect()
@@ -167,4 +167,55 @@ async fn every_read_sees_what_was_acknowledged_before_it() {
     }
     let counts = durably.stats().await.expect("reads").jobs.remove(0);
     assert_eq!((counts.count(RunStatus::Pending), counts.count(RunStatus::Cancelled)), (25, 0));
+}
+
+#[tokio::test]
+async fn leased_and_pending_runs_are_told_apart_also_after_a_crash() {
+    let file = TempFile::new();
+    let durably = file.open_with(Durably::builder().max_concurrent_runs(3)).await;
+    let gate = Gate::new();
+    let job = durably.register(gated("job", &gate)).expect("registers");
+    let runs = runs_of(&job, 9).await;
+    within(gate.reached_by(3)).await;
+    let status = |status| RunFilter::new().status(status);
+    assert_eq!(find(&durably, status(RunStatus::Leased)).await, runs[6..]);
+    assert_eq!(find(&durably, status(RunStatus::Pending)).await, runs[..6]);
+    assert_eq!(find(&durably, status(RunStatus::Pending).status(RunStatus::Leased)).await, runs);
+    assert_eq!(find(&durably, status(RunStatus::Leased).limit(2)).await, runs[6..8]);
+    assert_eq!(find(&durably, status(RunStatus::Leased).after(runs[7])).await, runs[8..]);
+    assert_eq!(find(&durably, status(RunStatus::Pending).after(runs[4]).limit(9)).await, runs[5..6]);
+    drop((job, durably));
+
+    let durably = file.open_with(Durably::builder().paused(true).lock_wait(std::time::Duration::from_secs(10))).await;
+    assert_eq!(find(&durably, status(RunStatus::Leased)).await, []);
+    assert_eq!(find(&durably, status(RunStatus::Pending)).await, runs);
+    let counts = durably.stats().await.expect("reads").jobs.remove(0);
+    assert_eq!((counts.count(RunStatus::Pending), counts.count(RunStatus::Leased)), (9, 0));
+}
+
+/// Small ones stand with their run's state, larger ones in a row of their own, the largest in one of several pages.
+#[tokio::test]
+async fn an_output_of_any_size_is_read_until_its_run_is_deleted() {
+    let file = TempFile::new();
+    let durably = file.open().await;
+    let job = job_with("job", (), |_, size, ()| async move { Ok("x".repeat(size as usize)) });
+    let job = durably.register(job).expect("registers");
+    let mut runs = Vec::new();
+    for size in [0, 1_000, 1_022, 1_023, 5_000, 40_000] {
+        let run = job.trigger(size).await.expect("triggers");
+        assert_eq!(within(run.output()).await.expect("completes").len(), size as usize);
+        runs.push((run.id(), json!("x".repeat(size as usize))));
+    }
+    durably.shutdown().await.expect("shuts down");
+    let found = durably::verify(file.path()).await.expect("reads");
+    assert!(found.is_sound(), "{:?}", found.problems);
+
+    let durably = file.open().await;
+    for (run, output) in &runs {
+        assert_eq!(run_of(&durably, *run).await.output.as_ref(), Some(output));
+        durably.delete_run(*run).await.expect("deletes");
+    }
+    durably.shutdown().await.expect("shuts down");
+    let found = durably::verify(file.path()).await.expect("reads");
+    assert!(found.is_sound() && found.blobs == 0, "{:?}", found.problems);
 }

@@ -6,6 +6,7 @@
 mod aborting;
 mod full_disk;
 mod holding;
+mod opening;
 mod signals;
 mod suites;
 mod teeth;

@@ -103,10 +103,8 @@ impl Writer {
 
     /// Whether a lease may write, and the body it is of.
     pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
-        match self.engine.fence(run, generation) {
-            Fence::Holds => self.bodies.get_mut(&run),
-            Fence::Ended | Fence::Stale => None,
-        }
+        // A body is here for as long as the engine's fence holds for its lease: one search is enough.
+        self.bodies.get_mut(&run).filter(|body| body.generation == generation)
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {

@@ -10,6 +10,7 @@
 mod control;
 mod execution;
 mod explain;
+mod linger;
 mod outage;
 mod rebuild;
 mod throttles;
@@ -42,6 +43,7 @@ use crate::id::{IdSource, RunId};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
+use linger::Linger;
 use turn::{Effect, Turn};
 
 /// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
@@ -266,9 +268,16 @@ impl Writer {
 
     /// Works until it is told to close.
     pub(crate) fn run(mut self) {
+        let (inbox, mut linger) = (self.inbox.clone(), Linger::default());
         loop {
-            let timeout = self.timeout();
-            if self.step(timeout) {
+            let timeout = if self.pending.is_empty() { self.timeout() } else { Some(Duration::ZERO) };
+            inbox.take(&mut self.pending, timeout);
+            if let Some(wanted) = linger.wanted(self.pending.len(), self.bodies.len()) {
+                inbox.linger(&mut self.pending, wanted, linger::LINGER_MAX);
+                linger.lingered(self.pending.len() >= wanted);
+            }
+            linger.took(self.pending.len());
+            if self.step(Some(Duration::ZERO)) {
                 return self.close();
             }
         }

@@ -247,7 +247,7 @@ impl Writer {
             items.find(|item| !earlier.replaced_items.contains(item)).copied()
         };
         let in_batch = keys().filter_map(|key| Some((of_batch(key)?, key))).max();
-        let waiting = |key: &String| self.engine.waiting_besides(job, key, &earlier.replaced_runs);
+        let waiting = |key: &String| self.engine.waiting(job, key, &earlier.replaced_runs);
         let in_line = keys().filter_map(|key| Some((waiting(key)?, key)));
         let in_line = in_line.max_by_key(|((_, place), _)| *place).filter(|_| in_batch.is_none());
         Ok(match (concurrency.on_conflict, in_batch, in_line) {

@@ -1,0 +1,82 @@
+//! When a group is worth waiting for.
+//!
+//! Bodies that were answered by one commit come back while the next is under way, in two halves that take turns and share no
+//! flush. A writer that waits for both, a fraction of a commit long, makes one group of them; where what it waits for does not
+//! come, since bodies do more than their steps, it waits less and less often.
+
+use std::time::Duration;
+
+use crate::limits::GROUP_OPS_MAX;
+
+/// So long at most: less than a flush takes.
+pub(super) const LINGER_MAX: Duration = Duration::from_micros(100);
+/// After so many vain waits in a row the next is 2^n groups away, and never further.
+const VAIN_MAX: u32 = 7;
+
+#[derive(Debug, Default)]
+pub(super) struct Linger {
+    /// Operations of the last group, and of the one before.
+    last: usize,
+    before: usize,
+    vain: u32,
+    /// Groups that are not waited for.
+    skip: u32,
+}
+
+impl Linger {
+    /// How many operations to wait for; `None` where there are enough, or waiting has not paid. One body alone never waits.
+    pub(super) fn wanted(&mut self, there: usize, bodies: usize) -> Option<usize> {
+        let wanted = (self.last + self.before).min(bodies).min(GROUP_OPS_MAX);
+        if there == 0 || there >= wanted {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        Some(wanted)
+    }
+
+    /// Whether all that was waited for came.
+    pub(super) fn lingered(&mut self, all: bool) {
+        self.vain = if all { 0 } else { (self.vain + 1).min(VAIN_MAX) };
+        self.skip = if all { 0 } else { 1 << self.vain };
+    }
+
+    pub(super) fn took(&mut self, ops: usize) {
+        (self.last, self.before) = (ops, self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_halves_of_the_bodies_are_waited_for_and_one_body_alone_is_not() {
+        let mut linger = Linger::default();
+        linger.took(1);
+        linger.took(1);
+        assert_eq!(linger.wanted(1, 1), None);
+        linger.took(30);
+        linger.took(34);
+        assert_eq!(linger.wanted(34, 64), Some(64));
+        assert_eq!(linger.wanted(64, 64), None);
+        assert_eq!(linger.wanted(0, 64), None);
+    }
+
+    #[test]
+    fn what_does_not_come_is_waited_for_ever_more_rarely_until_it_comes() {
+        let mut linger = Linger::default();
+        linger.took(8);
+        linger.took(8);
+        let waits_in = |linger: &mut Linger, groups: usize| {
+            let waits = (0..groups).filter(|_| linger.wanted(8, 16).inspect(|_| linger.lingered(false)).is_some());
+            waits.count()
+        };
+        assert_eq!(waits_in(&mut linger, 1_000), 13);
+        while linger.wanted(8, 16).is_none() {}
+        linger.lingered(true);
+        assert_eq!(linger.wanted(8, 16), Some(16));
+    }
+}
