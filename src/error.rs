@@ -19,6 +19,14 @@ pub enum Error {
         /// The id asked for.
         run: RunId,
     },
+    /// The run has recorded no step of this key.
+    #[error("run {run} has no step {step:?}")]
+    StepNotFound {
+        /// The run.
+        run: RunId,
+        /// The key asked for.
+        step: String,
+    },
     /// No job of this name is registered.
     #[error("unknown job: {name}")]
     JobNotFound {

@@ -62,7 +62,10 @@ mod trigger;
 
 pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
-pub use durably::{Builder, Durably, Health, JobInfo, JobStats, Paused, ResumeRun, Stats};
+pub use durably::{
+    Builder, Durably, ForkRequest, ForkRun, Health, JobInfo, JobStats, Paused, PendingCheck, ResumeRun, Stats,
+    Unreadable,
+};
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};

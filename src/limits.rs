@@ -40,6 +40,10 @@ pub const UNACKED_CALLS_MAX: usize = 65_536;
 pub const EVENT_BUFFER_BYTES: usize = 16 << 20;
 /// An event's payload, bytes; a larger one is left out of the event.
 pub const EVENT_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Values that the registered code can't read, as `check_pending` lists them; more are only counted.
+pub const UNREADABLE_LISTED_MAX: usize = 1_000;
+/// Steps of a completed run that are reported as unused; more are only counted.
+pub const UNUSED_STEPS_MAX: usize = 1_000;
 /// Log lines that a run keeps; the oldest go first and are counted.
 pub const LOG_LINES_MAX: u32 = 10_000;
 /// Bytes of log lines that a run keeps; the oldest go first and are counted.
@@ -83,6 +87,10 @@ pub(crate) const FOLD_BYTES_MAX: usize = 2 << 20;
 pub(crate) const INLINE_BYTES_MAX: usize = 16 << 10;
 /// An output up to this size stands in the row of its run's state, bytes; a larger one in a row of its own.
 pub(crate) const OUTPUT_WITH_STATE_BYTES_MAX: usize = 1 << 10;
+/// Runs that are read at once where all of them are, and bytes of what is read of them.
+pub(crate) const SLICE_RUNS: usize = 256;
+/// See [`SLICE_RUNS`].
+pub(crate) const SLICE_BYTES: usize = 4 << 20;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.

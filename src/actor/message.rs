@@ -5,7 +5,7 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 use serde_json::Value;
 
-use crate::durably::{Health, Paused, Stats};
+use crate::durably::{ForkRequest, Health, Paused, PendingCheck, Stats};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
@@ -67,6 +67,8 @@ pub enum SupervisorMsg {
     Retrigger(RunId, Reply<RunId>),
     /// Retrigger every run of a filter that can be; answers the new ones.
     RetriggerWhere(RunFilter, Reply<Vec<RunId>>),
+    /// Create a new run that begins with an old one's checkpoints.
+    Fork(ForkRequest, Reply<RunId>),
     /// Go on with a failed or cancelled run.
     Resume(RunId, Reply<()>),
     /// Resume every run of a filter that can be; answers how many.
@@ -91,6 +93,8 @@ pub enum SupervisorMsg {
     Subscribe(RunId, Reply<RunEvents>),
     /// A stream of every event, from now or from after a sequence.
     Events(Option<u64>, Reply<Events>),
+    /// Whether the registered code can read what runs in flight have stored.
+    CheckPending(Reply<PendingCheck>),
     /// Why a run is, or is not, executing.
     Explain(RunId, Reply<Explanation>),
     /// Start no run of a job, by name, until it is resumed.

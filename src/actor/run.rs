@@ -26,8 +26,9 @@ use crate::limits::NOTES_FLUSH_AFTER;
 use crate::step::execution::{Alive, Execution, Verdict};
 use crate::step::signals::Signal;
 use crate::step::{Step, current};
-use crate::store::op::{Admitted, End, NotesOf, Op, Outcome};
+use crate::store::op::{Admitted, Continuation, End, NotesOf, Op, Outcome};
 use crate::store::writer::Start;
+use crate::trigger::labels::within;
 
 /// A body that only waits is suspended when it has been polled so many times more without doing anything else.
 const IDLE_POLLS: u32 = 2;
@@ -146,6 +147,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
         return Err(Outcome::Blocked("no code for its job is registered".into()));
     };
     execution.set_retry(&definition.retry);
+    execution.set_version(definition.version);
     let mut loaded = !start.replay;
     while !loaded {
         match core.store.replay(start.run).await {
@@ -167,7 +169,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
     let step = Step::new(execution.clone());
     let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _entered = current::enter(start.run, start.generation, None);
-        definition.start(step, &start.input)
+        definition.start(step, &start.input, start.version)
     }));
     match started {
         Ok(Ok(body)) => Ok((definition, body)),
@@ -194,6 +196,9 @@ async fn supervise(
         if raised.has(Signal::Judged) {
             match execution.verdict() {
                 Some(Verdict::Fails(error)) => return Poll::Ready(Some(Outcome::Failed(error.into_record()))),
+                Some(Verdict::Continues(input)) => {
+                    return Poll::Ready(Some(continued(core, definition, &input)));
+                }
                 Some(Verdict::HandedBack) => return Poll::Ready(Some(Outcome::HandedBack)),
                 Some(Verdict::Over) => return Poll::Ready(None),
                 None => {}
@@ -242,6 +247,18 @@ async fn supervise(
     outcome
 }
 
+/// What the input of the run that goes on means.
+fn continued(core: &Core, definition: &Definition, input: &Value) -> Outcome {
+    let admitted = definition.admit(input).and_then(|input| {
+        within("input", input.len(), core.config.payload_bytes_max)?;
+        Ok(Continuation { input: input.into(), version: definition.version })
+    });
+    match admitted {
+        Ok(next) => Outcome::Continued(Box::new(next)),
+        Err(error) => Outcome::Failed(JobError::from(error).with_kind(ErrorKind::Mismatch).into_record()),
+    }
+}
+
 /// What a body's return means.
 fn conclude(core: &Core, execution: &Execution, definition: &Definition, result: JobResult<Value>) -> Option<Outcome> {
     let result = result.and_then(|output| definition.conclude(&output, core.config.payload_bytes_max));
@@ -268,7 +285,11 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
         return;
     };
     execution.means.hooks.pass(Failpoint::BodyEnded);
-    let bytes = if let Outcome::Completed(output) = &outcome { output.len() } else { 0 };
+    let (bytes, completed) = match &outcome {
+        Outcome::Completed(output) => (output.len(), true),
+        Outcome::Continued(next) => (next.input.len(), true),
+        _ => (0, false),
+    };
     let admitted = execution.means.store.admit_body(bytes).await;
     let stopped = execution.release().and_then(Arc::into_inner).map(Alive::report).is_some();
     let end = End {
@@ -278,6 +299,7 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
         stopped,
         duration: execution.elapsed_since(began),
         notes: execution.take_notes(),
+        unused: if completed { execution.unused() } else { Vec::new() },
     };
     // Nothing is left to do for the answer; the writer has the end and keeps it over an outage.
     drop(execution.means.store.submit(Op::end, end, admitted));

@@ -164,6 +164,9 @@ impl Supervisor {
             SupervisorMsg::RetriggerWhere(filter, reply) => {
                 self.spawn(reply, async move { core.retrigger_where(filter).await });
             }
+            SupervisorMsg::Fork(request, reply) => {
+                self.spawn(reply, async move { Ok(core.fork(request).await?.run) });
+            }
             SupervisorMsg::Resume(run, reply) => {
                 self.spawn(reply, async move { core.resume(run, Vec::new()).await });
             }
@@ -204,6 +207,7 @@ impl Supervisor {
                     }),
                 );
             }
+            SupervisorMsg::CheckPending(reply) => self.spawn(reply, async move { core.check_pending().await }),
             SupervisorMsg::Explain(run, reply) => self.spawn(reply, async move { core.explain(run).await }),
             SupervisorMsg::PauseJob(name, reply) => self.throttle(reply, Part::Job(name), ThrottleChange::Pause(true)),
             SupervisorMsg::ResumeJob(name, reply) => {

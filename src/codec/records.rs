@@ -21,6 +21,12 @@ pub(crate) struct RunRecord {
     pub(crate) retriggered_from: Option<RunId>,
     /// It fails if it has not ended by now, unless it was resumed.
     pub(crate) deadline: Option<Timestamp>,
+    /// The run whose checkpoints it began with.
+    pub(crate) forked_from: Option<RunId>,
+    /// The run that it goes on for.
+    pub(crate) continued_from: Option<RunId>,
+    /// The version of the job's code that it was triggered with.
+    pub(crate) version: u32,
     /// The run whose step triggered it.
     pub(crate) parent: Option<RunId>,
     /// It does not start before this.
@@ -59,6 +65,10 @@ pub(crate) struct StateRecord {
     pub(crate) progress: Option<ProgressRecord>,
     pub(crate) error: Option<ErrorRecord>,
     pub(crate) replaced_by: Option<RunId>,
+    /// The run that goes on for it.
+    pub(crate) continued_as: Option<RunId>,
+    /// Indexes of the steps that the execution which completed it did not ask for; the first of them, if they are many.
+    pub(crate) unused: Vec<u32>,
     pub(crate) logs: LogTally,
     /// It was sent a signal, so there may be some that nobody has taken.
     pub(crate) signalled: bool,
@@ -107,7 +117,10 @@ pub(crate) struct StepRecord {
     pub(crate) key: String,
     /// A [`StepKind`](crate::run::StepKind).
     pub(crate) kind: u8,
-    /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes.
+    /// The version of the job's code that recorded it.
+    pub(crate) version: u32,
+    /// The lease that recorded it: a checkpoint of the lease that crashed is what clears the count of crashes. Zero for one
+    /// that was taken over from another run.
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
@@ -154,6 +167,7 @@ pub(crate) struct WaitRecord {
 pub(crate) struct StepRecordRef<'a> {
     pub(crate) key: &'a str,
     pub(crate) kind: u8,
+    pub(crate) version: u32,
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,

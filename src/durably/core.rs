@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::fork::ForkRequest;
 use super::{Health, JobStats, Stats};
 use crate::actor::{self, Dispatch, Hub};
 use crate::config::Config;
@@ -17,7 +18,7 @@ use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::job::Registry;
 use crate::limits::{PURGE_SLICE, SIGNAL_NAME_BYTES_MAX, UNACKED_CALLS_MAX};
-use crate::run::{Explanation, RunFilter, RunStatus};
+use crate::run::{Explanation, Run, RunFilter, RunStatus};
 use crate::step::blocking::Pool;
 use crate::step::execution::Means;
 use crate::store::Store;
@@ -126,7 +127,7 @@ impl Core {
         let definition = self.registry.get(job).ok_or_else(|| Error::JobNotFound { name: job.to_owned() })?;
         let input = definition.admit(input)?;
         let options = Options { deadline: options.deadline.or(definition.deadline), ..options };
-        options.build(definition.name.clone(), input, self.config.payload_bytes_max, from)
+        options.build((definition.name.clone(), definition.version), input, self.config.payload_bytes_max, from)
     }
 
     pub(crate) async fn cancel(&self, run: RunId) -> Result<(), Error> {
@@ -154,17 +155,58 @@ impl Core {
         if refuse(Action::Retrigger, old.status) {
             return Err(Error::Conflict { action: "retrigger", run, status: old.status });
         }
-        let record = self.store.rowset(run).await?.record;
-        let options = Options {
-            deadline: record.deadline.map(|at| at.since(record.created_at)),
-            concurrency_keys: record.keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
-            priority: old.priority,
-            labels: old.labels.into_iter().collect(),
-            ..Options::default()
-        };
-        let input = old.input.unwrap_or(Value::Null);
+        let (options, input) = (self.options_of(&old).await?, self.input_of(&old)?);
         let new = self.build_json(&old.job_name, &input, options, Some(run))?;
         let triggered = crate::trigger::send(self, vec![new], true).await?;
+        triggered.first().copied().ok_or(Error::ShutDown)
+    }
+
+    /// What another run takes over of what this one was triggered with.
+    async fn options_of(&self, run: &Run) -> Result<Options, Error> {
+        let record = self.store.rowset(run.id).await?.record;
+        Ok(Options {
+            deadline: record.deadline.map(|at| at.since(record.created_at)),
+            concurrency_keys: record.keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
+            priority: run.priority,
+            labels: run.labels.clone().into_iter().collect(),
+            ..Options::default()
+        })
+    }
+
+    /// The stored input as the registered code takes it.
+    fn input_of(&self, run: &Run) -> Result<Value, Error> {
+        let input = run.input.clone().unwrap_or(Value::Null);
+        match self.registry.get(&run.job_name) {
+            Some(definition) => definition.upcast(run.version, input).map_err(|error| Error::decode("input", error)),
+            None => Ok(input),
+        }
+    }
+
+    pub(crate) async fn fork(&self, request: ForkRequest) -> Result<Triggered, Error> {
+        let ForkRequest { run, input, edits, idempotency_key } = request;
+        let old = self.store.get_run(run).await?.ok_or(Error::RunNotFound { run })?;
+        if self.registry.get(&old.job_name).is_none() {
+            return Err(Error::JobNotFound { name: old.job_name });
+        }
+        for output in edits.outputs.values() {
+            within("checkpoint", output.len(), self.config.payload_bytes_max)?;
+            if serde_json::from_slice::<Value>(output).is_err() {
+                let rule = "JSON of at most 127 levels";
+                return Err(Error::InvalidOption { option: "output", value: "".into(), rule });
+            }
+        }
+        let input = match input {
+            Some(input) => input,
+            None => self.input_of(&old)?,
+        };
+        let options = Options { idempotency_key, ..self.options_of(&old).await? };
+        let new = self.build_json(&old.job_name, &input, options, None)?;
+        // Room for the checkpoints comes before they are read, so that not many large forks are in memory at a time.
+        let bytes = self.store.rowset(run).await?.state.steps_bytes as usize + edits.bytes() + new.bytes();
+        let admitted = self.store.admit(bytes, true).await?;
+        let forked = self.store.checkpoints(run, edits, self.config.clock.now()).await?;
+        let new = NewRun { forked: Some(Box::new(forked)), ..new };
+        let triggered = self.store.submit(Op::Trigger, vec![new], admitted).answer().await?;
         triggered.first().copied().ok_or(Error::ShutDown)
     }
 

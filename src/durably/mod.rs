@@ -5,7 +5,9 @@
 
 mod builder;
 mod core;
+mod fork;
 mod held;
+mod pending;
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +18,9 @@ use serde_json::Value;
 
 pub use self::builder::Builder;
 pub(crate) use self::core::Core;
+pub use self::fork::{ForkRequest, ForkRun};
 pub use self::held::Paused;
+pub use self::pending::{PendingCheck, Unreadable};
 use crate::actor::message::SupervisorMsg;
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
@@ -194,6 +198,46 @@ impl Durably {
         self.core.retrigger_where(filter).await
     }
 
+    /// A new run of the same job that begins with checkpoints of an old one, so that it goes on from there: from a step, with
+    /// another input, or with outputs that are given. Await the returned builder.
+    ///
+    /// The old run may be in any status, also executing, and is not touched; what is recorded of it as of the call counts. Taken
+    /// over are its input, concurrency key and labels, and its checkpoints: outputs, and failures that its body caught, but not
+    /// the one that ended it. What it waits for is not taken over (such a step begins anew), nor are the runs that it has
+    /// triggered: a step that has triggered one still gives that run, or its output. Checkpoints that were
+    /// [dropped at its end](crate::StepRetention) are not there to be taken over.
+    ///
+    /// The new run has its own id and [effect keys](crate::StepCx::effect_key), no idempotency key unless one is set, and
+    /// [`forked_from`](crate::Run::forked_from). It and its checkpoints are one commit.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # use serde_json::json;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let durably = Durably::in_memory().await?;
+    /// let order = durably.register(Job::new("order", |step: Step, item: String| async move {
+    ///     let price: u32 = step.run("price", || async { Ok(12) }).await?;
+    ///     step.run("invoice", || async { Ok(format!("{item}: {price}")) }).await
+    /// }))?;
+    /// let run = order.trigger("tea".into()).await?;
+    /// assert_eq!(run.output().await?, "tea: 12");
+    /// let fork = durably.fork(run.id()).from_step("invoice").with_output("price", json!(10)).await?;
+    /// assert_eq!(fork.output().await?, json!("tea: 10"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::StepNotFound`], [`Error::JobNotFound`], [`Error::InvalidInput`] if the registered code
+    /// does not take the input, [`Error::TooLarge`], [`Error::Overloaded`], [`Error::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// Dropped while it is awaited, the run may or may not be created. With an idempotency key, asking again is safe.
+    pub fn fork(&self, run: RunId) -> ForkRun {
+        ForkRun::new(self.core.clone(), run)
+    }
+
     /// Goes on with a failed or cancelled run under its id, with its checkpoints, from the back of the line. Only the failure
     /// that ended it is cleared: one that the body caught stays, since what followed it was recorded. Await the returned value.
     ///
@@ -337,6 +381,42 @@ impl Durably {
     /// [`Error::RunNotFound`], [`Error::Storage`], [`Error::Corrupted`].
     pub async fn subscribe(&self, run: RunId) -> Result<RunEvents, Error> {
         RunEvents::new(self.core.clone(), run).await
+    }
+
+    /// Whether the registered code can read what the runs in flight (pending, leased, suspended) have stored, for start-up and
+    /// for a check of new code against a copy of the file: register the jobs in a runtime that is
+    /// [paused](Builder::paused), and ask.
+    ///
+    /// Every input is read as its job's input type, after its [`upcast_input`](crate::Job::upcast_input)s. Of outputs only
+    /// those can be read here of which the job says what it [`expects`](crate::Job::expects): types stand in the body, which
+    /// is not run. So what is not found by this may still not fit; a run that meets such an output fails with
+    /// [`CheckpointMismatch`](crate::ErrorKind::CheckpointMismatch), and can be resumed. Runs that change their status while
+    /// this looks, which they do not in a paused runtime, may be looked at twice or not at all.
+    ///
+    /// It reads in slices, so that it holds up neither commits nor the file's space however many runs there are.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let durably = Durably::builder().paused(true).in_memory().await?;
+    /// let job = Job::new("mail", |step: Step, to: String| async move {
+    ///     step.run("send", || async { Ok(to.len()) }).await
+    /// });
+    /// durably.register(job.expects::<usize>("send", 0))?;
+    /// let found = durably.check_pending().await?;
+    /// for value in &found.unreadable {
+    ///     eprintln!("run {} of {}: {}", value.run_id, value.job_name, value.message);
+    /// }
+    /// assert!(found.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::ShutDown`].
+    pub async fn check_pending(&self) -> Result<PendingCheck, Error> {
+        self.core.check_pending().await
     }
 
     /// Runs by job and status, and what the file has cost.

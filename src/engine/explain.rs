@@ -49,6 +49,9 @@ impl Engine {
         if let Some(executing) = self.executing.get(&run) {
             return Some(vec![Obstacle::Stopping]).filter(|_| matches!(executing.next, Some(Next::Queue(_))));
         }
+        if self.successors.contains_key(&run) {
+            return Some(vec![Obstacle::Stopping]);
+        }
         let mut found = Vec::new();
         if let Some(at) = self.sleepers.delayed_until(run) {
             found.push(Obstacle::Delayed(at));

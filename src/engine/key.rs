@@ -95,6 +95,12 @@ impl Key {
         }
     }
 
+    /// A run holds the key instead of another.
+    pub(super) fn hand_over(&mut self, from: RunId, to: RunId, limit: u32) {
+        self.release(from);
+        self.ensure_held(to, limit);
+    }
+
     pub(super) fn release(&mut self, run: RunId) {
         self.holders.retain(|(holder, _)| *holder != run);
     }

@@ -93,6 +93,9 @@ pub(crate) enum Event {
     Checkpointed { run: RunId },
     /// An executing run has its outcome: it writes no more. Keys and slot stay held until its body has stopped.
     Ended { run: RunId },
+    /// An executing run has ended and another goes on for it. That one waits once the body has stopped, and takes over its key
+    /// without a gap.
+    Continued { run: RunId, next: Queued },
     /// The body of that lease is really gone.
     Stopped { run: RunId, generation: Generation },
     /// No run is started from here on, or again.
@@ -144,6 +147,8 @@ enum Next {
     Queue(Queued),
     /// It sleeps.
     Sleep(Sleeper),
+    /// Another run goes on for it.
+    Succeed(Queued),
 }
 
 /// What is known of a pending run beyond its place, for those that differ from a newly triggered one.
@@ -180,6 +185,8 @@ pub(crate) struct Engine {
     /// Runs in line that hold their keys already.
     holding: BTreeMap<RunId, Keys>,
     executing: BTreeMap<RunId, Executing>,
+    /// Runs that go on for one whose body has not stopped yet: the new run, the old one.
+    successors: BTreeMap<RunId, RunId>,
     sleepers: Sleepers,
     probation: Probation,
     waits: BTreeMap<RunId, Vec<Awaited>>,
@@ -204,6 +211,7 @@ impl Engine {
             touched: BTreeSet::new(),
             holding: BTreeMap::new(),
             executing: BTreeMap::new(),
+            successors: BTreeMap::new(),
             sleepers: Sleepers::default(),
             probation: Probation::default(),
             waits: BTreeMap::new(),
@@ -248,6 +256,7 @@ impl Engine {
                     *waiter != run && !targets.is_empty()
                 });
             }
+            Event::Continued { run, next } => self.succeed(run, next),
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,
             Event::Tick => {
@@ -351,7 +360,10 @@ impl Engine {
     pub(crate) fn has_startable(&self) -> bool {
         !self.heads.is_empty()
             || self.lines.values().any(|line| line.startable().is_some())
-            || self.executing.values().any(|executing| matches!(executing.next, Some(Next::Queue(_))))
+            || self
+                .executing
+                .values()
+                .any(|executing| matches!(executing.next, Some(Next::Queue(_) | Next::Succeed(_))))
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -365,7 +377,7 @@ impl Engine {
             for executing in self.executing.values().filter(|executing| executing.job == *job && executing.ended) {
                 counts[1] -= 1;
                 match executing.next {
-                    Some(Next::Queue(_)) => counts[0] += 1,
+                    Some(Next::Queue(_) | Next::Succeed(_)) => counts[0] += 1,
                     Some(Next::Sleep(_)) => counts[2] += 1,
                     None => {}
                 }
@@ -433,7 +445,7 @@ impl Engine {
         if place.ticket() != run {
             self.tickets.insert(place, run);
         }
-        if generation > 0 || place.ticket() != run {
+        if generation > 0 || place.ticket() != run || !place.is_behind() {
             self.pasts.insert(run, Past { place, generation, crashes });
         }
         self.lines.entry(job).or_default().pending += 1;
@@ -455,7 +467,29 @@ impl Engine {
         }
     }
 
+    fn succeed(&mut self, run: RunId, next: Queued) {
+        // Whoever waits for the one waits for the other.
+        self.waits.remove(&run);
+        for target in self.waits.values_mut().flatten().filter(|target| target.run == run) {
+            target.run = next.run;
+        }
+        match self.executing.get_mut(&run) {
+            Some(executing) => {
+                executing.ended = true;
+                self.successors.insert(next.run, run);
+                executing.next = Some(Next::Succeed(next));
+            }
+            None => self.queue(next),
+        }
+    }
+
     fn withdraw(&mut self, run: RunId, job: JobNumber, keys: &Keys, priority: i8) {
+        if let Some(old) = self.successors.remove(&run)
+            && let Some(executing) = self.executing.get_mut(&old)
+        {
+            executing.next = None;
+            return;
+        }
         if let Some(executing) = self.executing.get_mut(&run) {
             executing.next = None;
             return;
@@ -518,6 +552,15 @@ impl Engine {
         match executing.next {
             Some(Next::Sleep(sleeper)) => self.suspend(sleeper),
             Some(Next::Queue(queued)) if queued.holds => self.queue(queued),
+            Some(Next::Succeed(queued)) => {
+                self.successors.remove(&queued.run);
+                for (name, limit) in executing.keys.iter() {
+                    if let Some(key) = self.keys.get_mut(name) {
+                        key.hand_over(run, queued.run, *limit);
+                    }
+                }
+                self.queue(queued);
+            }
             next => {
                 self.let_go(run, &executing.keys);
                 if let Some(Next::Queue(queued)) = next {
@@ -707,6 +750,10 @@ impl Engine {
             let head = line.shown.map(|head| (head, *job));
             assert!(head.is_none_or(|head| self.heads.contains(&head)), "head of job {job} is not shown");
             assert_eq!(self.sleepers.of_job(*job), line.asleep, "sleeping runs of job {job}");
+        }
+        for (new, old) in &self.successors {
+            let next = self.executing.get(old).and_then(|executing| executing.next.as_ref());
+            assert!(matches!(next, Some(Next::Succeed(next)) if next.run == *new), "{new} goes on for nobody");
         }
         let asleep = self.sleepers.held().chain(self.holding.iter().map(|(run, keys)| (*run, keys)));
         for (run, keys) in asleep.chain(self.executing.iter().map(|(run, executing)| (*run, &executing.keys))) {

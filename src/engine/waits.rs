@@ -9,6 +9,8 @@ use crate::id::RunId;
 #[derive(Debug, Clone)]
 pub(crate) struct Awaited {
     pub(crate) run: RunId,
+    /// What the wait is known by: the run that was asked for, for which `run` may go on meanwhile.
+    pub(crate) asked: RunId,
     pub(crate) job: super::JobNumber,
     pub(crate) keys: Keys,
 }
@@ -30,7 +32,7 @@ impl Engine {
     /// A wait is over, one way or the other.
     pub(crate) fn wait_over(&mut self, waiter: RunId, run: RunId) {
         if let Some(targets) = self.waits.get_mut(&waiter) {
-            if let Some(at) = targets.iter().position(|target| target.run == run) {
+            if let Some(at) = targets.iter().position(|target| target.asked == run) {
                 targets.swap_remove(at);
             }
             if targets.is_empty() {
@@ -107,7 +109,7 @@ mod tests {
     }
 
     fn pending(n: u128, key: Option<&str>) -> Awaited {
-        Awaited { run: run(n), job: JOB, keys: keys(key) }
+        Awaited { run: run(n), asked: run(n), job: JOB, keys: keys(key) }
     }
 
     fn keys(key: Option<&str>) -> Keys {

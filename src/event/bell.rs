@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -13,6 +13,8 @@ use crate::id::RunId;
 #[derive(Debug, Clone)]
 pub(crate) enum Ended {
     Completed(Bytes),
+    /// This run goes on for it.
+    Continued(RunId),
     Failed,
     Cancelled,
     Deleted,
@@ -21,53 +23,91 @@ pub(crate) enum Ended {
 /// Those who wait for the end of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
-    waiting: Mutex<BTreeMap<RunId, Vec<oneshot::Sender<Ended>>>>,
+    waiting: Mutex<Waiting>,
     count: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By the run that goes on now.
+    runs: BTreeMap<RunId, Vec<Waiter>>,
+    /// Which run goes on for one that somebody asked for.
+    moved: BTreeMap<RunId, RunId>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    /// The run that was asked for.
+    asked: RunId,
+    sender: oneshot::Sender<(RunId, Ended)>,
 }
 
 impl Bell {
     /// Begins to wait; the end may come from here on.
     pub(crate) fn listen(self: &Arc<Self>, run: RunId) -> Listening {
         let (sender, ended) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(run).or_default().push(sender);
-        self.count.store(waiting.len(), Ordering::Release);
+        let mut waiting = self.waiting();
+        waiting.runs.entry(run).or_default().push(Waiter { asked: run, sender });
+        self.count.store(waiting.runs.len(), Ordering::Release);
         Listening { bell: self.clone(), run, ended }
     }
 
-    /// Tells those who wait for this run.
+    /// Tells those who wait for this run. Where another goes on for it, they wait for that one and hear nothing.
     pub(crate) fn ring(&self, run: RunId, ended: &Ended) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let senders = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let senders = waiting.remove(&run);
-            self.count.store(waiting.len(), Ordering::Release);
-            senders
+        let waiters = {
+            let mut waiting = self.waiting();
+            let waiters = waiting.runs.remove(&run).unwrap_or_default();
+            match ended {
+                Ended::Continued(next) if !waiters.is_empty() => {
+                    waiting.moved.extend(waiters.iter().map(|waiter| (waiter.asked, *next)));
+                    waiting.runs.entry(*next).or_default().extend(waiters);
+                    return;
+                }
+                _ => {
+                    for waiter in &waiters {
+                        waiting.moved.remove(&waiter.asked);
+                    }
+                }
+            }
+            self.count.store(waiting.runs.len(), Ordering::Release);
+            waiters
         };
-        for sender in senders.into_iter().flatten() {
+        for waiter in waiters {
             // One that has stopped waiting is not told.
-            let _ = sender.send(ended.clone());
+            let _ = waiter.sender.send((run, ended.clone()));
         }
     }
 
     /// Tells everyone that no end will come any more.
     pub(crate) fn silence(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.clear();
+        *self.waiting() = Waiting::default();
         self.count.store(0, Ordering::Release);
     }
 
-    fn forget(&self, run: RunId) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(senders) = waiting.get_mut(&run) {
-            senders.retain(|sender| !sender.is_closed());
-            if senders.is_empty() {
-                waiting.remove(&run);
+    fn forget(&self, asked: RunId) {
+        let mut waiting = self.waiting();
+        let moved = waiting.moved.get(&asked).copied();
+        let mut left = false;
+        for run in [Some(asked), moved].into_iter().flatten() {
+            if let Some(waiters) = waiting.runs.get_mut(&run) {
+                waiters.retain(|waiter| !waiter.sender.is_closed());
+                left |= moved == Some(run) && waiters.iter().any(|waiter| waiter.asked == asked);
+                if waiters.is_empty() {
+                    waiting.runs.remove(&run);
+                }
             }
         }
-        self.count.store(waiting.len(), Ordering::Release);
+        if moved.is_some() && !left {
+            waiting.moved.remove(&asked);
+        }
+        self.count.store(waiting.runs.len(), Ordering::Release);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,12 +115,12 @@ impl Bell {
 pub(crate) struct Listening {
     bell: Arc<Bell>,
     run: RunId,
-    ended: oneshot::Receiver<Ended>,
+    ended: oneshot::Receiver<(RunId, Ended)>,
 }
 
 impl Listening {
-    /// The end; `None` if none will come, since the runtime has ended.
-    pub(crate) async fn ended(&mut self) -> Option<Ended> {
+    /// The end, and the run whose it is; `None` if none will come, since the runtime has ended.
+    pub(crate) async fn ended(&mut self) -> Option<(RunId, Ended)> {
         (&mut self.ended).await.ok()
     }
 }
@@ -89,5 +129,42 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.ended.close();
         self.bell.forget(self.run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(n: u128) -> RunId {
+        RunId::numbered(n)
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_run_that_is_continued_waits_for_the_one_that_goes_on_and_leaves_nothing_behind() {
+        let bell = Arc::new(Bell::default());
+        let (mut first, dropped, mut late) = (bell.listen(run(1)), bell.listen(run(1)), bell.listen(run(3)));
+        for n in 1..1_000 {
+            bell.ring(run(n), &Ended::Continued(run(n + 1)));
+        }
+        drop(dropped);
+        bell.ring(run(1_000), &Ended::Failed);
+        for waiter in [&mut first, &mut late] {
+            assert!(matches!(waiter.ended().await, Some((of, Ended::Failed)) if of == run(1_000)));
+        }
+        let waiting = bell.waiting();
+        assert!(waiting.runs.is_empty() && waiting.moved.is_empty(), "{waiting:?}");
+    }
+
+    #[test]
+    fn one_that_stops_waiting_is_forgotten_wherever_it_has_been_moved() {
+        let bell = Arc::new(Bell::default());
+        let (first, second) = (bell.listen(run(1)), bell.listen(run(1)));
+        bell.ring(run(1), &Ended::Continued(run(2)));
+        drop(first);
+        assert_eq!(bell.waiting().moved.len(), 1);
+        drop(second);
+        let waiting = bell.waiting();
+        assert!(waiting.runs.is_empty() && waiting.moved.is_empty(), "{waiting:?}");
     }
 }

@@ -107,6 +107,19 @@ pub enum EventKind {
         /// How long this execution took.
         duration: Duration,
     },
+    /// It completed, and another run goes on for it.
+    RunContinued {
+        /// The run that does.
+        next: RunId,
+    },
+    /// A run that has completed has steps that the execution which completed it did not ask for: the code has changed. They
+    /// are kept.
+    StepsUnused {
+        /// Their keys; the first of them, if they are many.
+        keys: Vec<String>,
+        /// How many there are.
+        count: usize,
+    },
     /// It failed.
     RunFailed {
         /// With what; its `step` names the step whose error ended the run.
@@ -206,6 +219,8 @@ impl EventKind {
             EventKind::RunSignalled { .. } => "run:signal",
             EventKind::RunProgress { .. } => "run:progress",
             EventKind::RunCompleted { .. } => "run:complete",
+            EventKind::RunContinued { .. } => "run:continue",
+            EventKind::StepsUnused { .. } => "step:unused",
             EventKind::RunFailed { .. } => "run:fail",
             EventKind::RunCancelled { .. } => "run:cancel",
             EventKind::RunDeleted => "run:delete",
@@ -225,6 +240,7 @@ impl EventKind {
         matches!(
             self,
             EventKind::RunCompleted { .. }
+                | EventKind::RunContinued { .. }
                 | EventKind::RunFailed { .. }
                 | EventKind::RunCancelled { .. }
                 | EventKind::RunDeleted
@@ -253,7 +269,9 @@ impl EventKind {
             EventKind::LogWritten { step, message, data, .. } => {
                 step.as_ref().map_or(0, |step| step.len()) + message.len() + json_bytes(data)
             }
+            EventKind::StepsUnused { keys, .. } => keys.iter().map(|key| size_of::<String>() + key.len()).sum(),
             EventKind::RunReleased { .. }
+            | EventKind::RunContinued { .. }
             | EventKind::RunResumed
             | EventKind::RunSuspended { .. }
             | EventKind::RunWoken

@@ -209,6 +209,9 @@ fn snapshot(run: RunId, rows: &Rowset, job_name: Arc<str>, owner: &Arc<str>) -> 
                 events.push_back(event(at, EventKind::RunProgress { progress }));
             }
         }
+        Some(RunStatus::Completed) if state.continued_as.is_some() => {
+            events.extend(state.continued_as.map(|next| event(at, EventKind::RunContinued { next })));
+        }
         Some(RunStatus::Completed) => {
             let output = rows.output.as_ref().map(Payload::new).unwrap_or_default();
             events.push_back(event(at, EventKind::RunCompleted { output, duration: std::time::Duration::ZERO }));

@@ -6,6 +6,7 @@ mod rate;
 mod register;
 mod retry;
 pub(crate) mod schema;
+pub(crate) mod upcast;
 
 use std::fmt;
 use std::future::Future;
@@ -69,6 +70,29 @@ impl<I, O> fmt::Debug for Job<I, O> {
     }
 }
 
+type Check = dyn Fn(&[u8]) -> Result<(), DecodeError> + Send + Sync;
+
+/// What a definition says about the stored outputs of a step.
+#[derive(Clone)]
+pub(crate) struct Expectation {
+    key: String,
+    /// The first version that it is true of.
+    since: u32,
+    check: Arc<Check>,
+}
+
+impl Expectation {
+    /// Whether it says something about this step.
+    pub(crate) fn is_about(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(&*self.key);
+        rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('[') && rest.ends_with(']')))
+    }
+
+    pub(crate) fn check(&self, version: u32, output: &[u8]) -> Result<(), DecodeError> {
+        if version < self.since { Ok(()) } else { (self.check)(output) }
+    }
+}
+
 /// A definition with its types erased.
 #[derive(Clone)]
 pub(crate) struct Definition {
@@ -78,6 +102,9 @@ pub(crate) struct Definition {
     pub(crate) retry: Option<Retry>,
     /// For its runs that have none of their own.
     pub(crate) deadline: Option<Duration>,
+    pub(crate) version: u32,
+    upcasts: Vec<(u32, Arc<upcast::Upcast>)>,
+    pub(crate) expectations: Vec<Expectation>,
     rate: Option<RateLimit>,
     fair: bool,
     input: Result<Arc<Contract>, Arc<ContractError>>,
@@ -101,6 +128,9 @@ impl<I: Payload, O: Payload> Job<I, O> {
             limit: None,
             retry: None,
             deadline: None,
+            version: 0,
+            upcasts: Vec::new(),
+            expectations: Vec::new(),
             rate: None,
             fair: false,
             input: Contract::input_of::<I>().map(Arc::new).map_err(Arc::new),
@@ -124,7 +154,55 @@ impl<I: Payload, O: Payload> Job<I, O> {
     /// At most this many runs of the job execute at a time, from 1; without it, only the runtime's `max_concurrent_runs`
     /// bounds them.
     pub fn concurrency(self, limit: u32) -> Self {
-        let definition = Definition { limit: Some(limit), ..(*self.definition).clone() };
+        self.with(|definition| definition.limit = Some(limit))
+    }
+
+    /// The version of this code; default 0. It is recorded on runs when they are triggered, and on steps when their outcome
+    /// is, so that [`upcast`](crate::StepRun::upcast) can tell by which code an output was stored. It only grows, by hand,
+    /// where a change makes stored values mean something else.
+    pub fn version(self, version: u32) -> Self {
+        self.with(|definition| definition.version = version)
+    }
+
+    /// Converts stored inputs of old runs: what versions up to `from_version` took, into what the next one takes. Several are
+    /// applied in the order of their versions, so each goes one step only. Nothing is rewritten on disk. An input that can't
+    /// be converted leaves its run pending and reported.
+    ///
+    /// ```
+    /// # use durably::{Job, Step};
+    /// # use serde::{Serialize, Deserialize};
+    /// # use schemars::JsonSchema;
+    /// #[derive(Serialize, Deserialize, JsonSchema)]
+    /// struct Mail { to: Vec<String> }
+    ///
+    /// let mail = Job::new("mail", |_: Step, mail: Mail| async move { Ok(mail.to.len()) })
+    ///     .version(1)
+    ///     .upcast_input(0, |to: String| Ok(Mail { to: vec![to] }));
+    /// ```
+    pub fn upcast_input<A, B, F>(self, from_version: u32, convert: F) -> Self
+    where
+        A: DeserializeOwned,
+        B: Serialize,
+        F: Fn(A) -> JobResult<B> + Send + Sync + 'static,
+    {
+        let convert: Arc<upcast::Upcast> = Arc::new(move |old| upcast::typed(old, &convert));
+        self.with(|definition| definition.upcasts.push((from_version, convert)))
+    }
+
+    /// Says what type this code reads from the stored output of a step, for [`Durably::check_pending`](crate::Durably::check_pending):
+    /// nothing else looks at it. A key of one part stands for all its items too: `"sync"` for `sync[42]`.
+    ///
+    /// Only outputs stored by code of the version `since` or later are checked; those of older code are for the
+    /// [`upcast`](crate::StepRun::upcast)s of the body.
+    pub fn expects<T: DeserializeOwned>(self, key: impl Into<crate::step::StepKey>, since: u32) -> Self {
+        let key = key.into().to_string();
+        let check: Arc<Check> = Arc::new(|json| schema::decode::<T>(json).map(drop));
+        self.with(|definition| definition.expectations.push(Expectation { key, since, check }))
+    }
+
+    fn with(self, change: impl FnOnce(&mut Definition)) -> Self {
+        let mut definition = (*self.definition).clone();
+        change(&mut definition);
         Job { definition: Arc::new(definition), types: PhantomData }
     }
 
@@ -242,9 +320,29 @@ impl Definition {
         })
     }
 
-    /// Starts the body on a stored input.
-    pub(crate) fn start(&self, step: Step, input: &[u8]) -> Result<BodyFuture, DecodeError> {
-        (self.start)(step, input)
+    /// Starts the body on an input that was stored by code of this version.
+    pub(crate) fn start(&self, step: Step, input: &[u8], version: u32) -> Result<BodyFuture, DecodeError> {
+        if !self.upcasts.iter().any(|(from, _)| version <= *from) {
+            return (self.start)(step, input);
+        }
+        let input = self.upcast(version, schema::decode(input)?)?;
+        (self.start)(step, &serde_json::to_vec(&input).unwrap_or_default())
+    }
+
+    /// Whether an input that was stored by code of this version can be read.
+    pub(crate) fn check_input(&self, version: u32, input: &[u8]) -> Result<(), DecodeError> {
+        let input = self.upcast(version, schema::decode(input)?)?;
+        (self.normalise)(&input).map(drop)
+    }
+
+    /// An input that was stored by code of this version, as this code takes it.
+    pub(crate) fn upcast(&self, version: u32, input: Value) -> Result<Value, DecodeError> {
+        let upcasts = self.upcasts.iter().map(|(from, convert)| (*from, &**convert as &upcast::Convert<'_>));
+        upcast::apply(upcasts, version, input).map_err(|error| DecodeError {
+            path: String::new(),
+            message: format!("it can't be converted from version {version}: {error}"),
+            expected: "an input",
+        })
     }
 
     /// Checks an output and gives it as it is stored.

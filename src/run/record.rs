@@ -72,6 +72,14 @@ pub struct Run {
     pub deadline: Option<Timestamp>,
     /// The run it was retriggered from.
     pub retriggered_from: Option<RunId>,
+    /// The run it was [forked](crate::Durably::fork) from: it began with checkpoints of that one.
+    pub forked_from: Option<RunId>,
+    /// The run it goes on for, by [`Step::continue_as_new`](crate::Step::continue_as_new).
+    pub continued_from: Option<RunId>,
+    /// The run that goes on for it. Such a run has completed, and its output is null.
+    pub continued_as: Option<RunId>,
+    /// The [version](crate::Job::version) of the code that it was triggered with.
+    pub version: u32,
     /// The run that took its place in line.
     pub replaced_by: Option<RunId>,
     /// Why a pending run is not started though there is room: the registered code can't decode its stored input.
@@ -143,6 +151,11 @@ pub struct StepInfo {
     pub index: u32,
     /// What sort of step it is.
     pub kind: StepKind,
+    /// The [version](crate::Job::version) of the code that recorded it.
+    pub version: u32,
+    /// The execution that completed the run did not ask for it: the code has changed. Among the first 1,000 such steps of a
+    /// run.
+    pub unused: bool,
     /// How it came out.
     pub status: StepStatus,
     /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).

@@ -30,6 +30,8 @@ pub(crate) enum Verdict {
     Fails(JobError),
     /// The run is pending again.
     HandedBack,
+    /// Another run with this input goes on for it.
+    Continues(serde_json::Value),
     /// The run has its outcome already.
     Over,
 }
@@ -61,6 +63,8 @@ pub(crate) struct Execution {
     notes: Mutex<Notes>,
     verdict: Mutex<Option<Verdict>>,
     pub(crate) signals: Signals,
+    /// The version of the code.
+    version: AtomicU32,
     /// The body has ended: nothing of it may go on.
     over: AtomicBool,
     /// Held by whatever may still run code of this body.
@@ -105,6 +109,8 @@ struct Steps {
     parked: BTreeMap<u32, Parked>,
     /// Waiting steps that the writer has given an outcome; they may not have looked yet.
     decided: BTreeSet<u32>,
+    /// Steps on disk that were asked for and dropped.
+    dropped: BTreeSet<u32>,
     /// Signals that came during this execution.
     signals: u64,
     /// News of either sort.
@@ -121,7 +127,8 @@ struct Parked {
 
 /// A key whose outcome is decided.
 pub(super) enum Known {
-    Replayed(u32, StepKind, ReplayOutcome),
+    /// By code of this version.
+    Replayed(u32, StepKind, u32, ReplayOutcome),
     /// It waits, or was dropped while it waited: its record is on disk.
     Waits(u32, Box<StepRecord>),
     /// Handed to the writer by a step that was dropped before it heard.
@@ -163,6 +170,7 @@ impl Execution {
             notes: Mutex::default(),
             verdict: Mutex::default(),
             signals: Signals::default(),
+            version: AtomicU32::new(0),
             over: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
         })
@@ -236,9 +244,36 @@ impl Execution {
         self.retry.get()
     }
 
+    /// Steps on disk that this execution has not asked for, by index.
+    pub(crate) fn unused(&self) -> Vec<(u32, String)> {
+        let steps = self.steps();
+        let mut unused: Vec<_> = steps
+            .known
+            .iter()
+            .filter_map(|(key, known)| match known {
+                Known::Replayed(index, ..) | Known::Waits(index, _) => Some((*index, key)),
+                Known::Handed(..) => None,
+            })
+            .filter(|(index, _)| !steps.dropped.contains(index))
+            .map(|(index, key)| (index, key.clone()))
+            .collect();
+        unused.sort_unstable();
+        unused
+    }
+
     /// Signals that have come so far.
     pub(super) fn signals_heard(&self) -> u64 {
         self.steps().signals
+    }
+
+    /// The version of the code, recorded with every step.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// Says which code executes.
+    pub(crate) fn set_version(&self, version: u32) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -260,7 +295,7 @@ impl Execution {
             steps.count += 1;
             let known = match step.outcome {
                 ReplayOutcome::Open(record) => Known::Waits(step.index, record),
-                outcome => Known::Replayed(step.index, step.kind, outcome),
+                outcome => Known::Replayed(step.index, step.kind, step.version, outcome),
             };
             steps.known.insert(step.key, known);
         }
@@ -431,7 +466,7 @@ impl Ticket {
     /// Whether its key held another sort of step before, which ends the run.
     pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
         let held = match self.known.as_deref() {
-            Some(Known::Replayed(_, kind, _)) => *kind,
+            Some(Known::Replayed(_, kind, ..)) => *kind,
             Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
             Some(Known::Handed(..)) | None => return false,
         };
@@ -488,6 +523,9 @@ impl Drop for Ticket {
         };
         match known {
             Some(known) => {
+                if let Known::Replayed(index, ..) | Known::Waits(index, _) = &known {
+                    steps.dropped.insert(*index);
+                }
                 steps.known.insert(self.key.to_string(), known);
             }
             None => steps.count -= 1,

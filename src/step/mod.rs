@@ -33,7 +33,7 @@ use crate::job::JobResult;
 use crate::limits::{SIGNAL_NAME_BYTES_MAX, STEP_KEY_BYTES_MAX};
 use crate::run::StepKind;
 use crate::time::Timestamp;
-use execution::{Execution, Ticket};
+use execution::{Execution, Ticket, Verdict};
 use wait::{Until, Wanted};
 
 /// The key of a step: a text, or a text and an item for loops (`("sync", 42)` is `sync[42]`). 1 to 1,024 bytes.
@@ -161,6 +161,52 @@ impl Step {
             pinned
         });
         self.begin(key.into(), Location::caller(), body)
+    }
+
+    /// Ends this run and starts its successor with another input, in one commit: for loops without an end, whose history would
+    /// grow without one. It never resolves; the body ends with it:
+    ///
+    /// ```
+    /// # use durably::{Job, JobResult, Step};
+    /// # use std::time::Duration;
+    /// let poll = Job::new("poll", |step: Step, seen: u64| async move {
+    ///     let newest: u64 = step.run("fetch", || async { Ok(seen + 1) }).await?;
+    ///     if newest > 1_000_000 {
+    ///         return Ok(newest);
+    ///     }
+    ///     step.sleep("pause", Duration::from_secs(60)).await?;
+    ///     return step.continue_as_new(newest).await;
+    /// });
+    /// ```
+    ///
+    /// This run is completed then, with null for an output and [`continued_as`](crate::Run::continued_as). The successor is a
+    /// run of the same job with its own id and steps; it takes over labels, parent, signals that no step has taken, the
+    /// idempotency key (with the time that is left of it, and the input that it was triggered with), and the concurrency key,
+    /// which no other run gets in between. Whoever waits for this run, by [`RunHandle::output`](crate::RunHandle::output),
+    /// [`wait_for_run`](crate::Durably::wait_for_run) or [`Step::call`], now or later, gets the end of the last successor, as
+    /// long as the runs in between have not been purged when the wait begins. Runs that this one has triggered go on, and are
+    /// not cancelled with the successor. A signal to this run is refused from here on: send it to the successor.
+    ///
+    /// The input is checked as that of a trigger; one that is refused fails this run with
+    /// [`ErrorKind::Mismatch`](crate::ErrorKind::Mismatch). Steps that have not ended are dropped.
+    ///
+    /// # Errors
+    /// None but what stops every step: an input that can't be JSON, or a body that has ended.
+    pub async fn continue_as_new<I: Serialize + Send, T>(&self, input: I) -> JobResult<T> {
+        let execution = &self.execution;
+        if execution.is_over() {
+            return Err(run::detached("continue_as_new"));
+        }
+        let (run, generation) = (execution.start.run, execution.start.generation);
+        if let Some(outer) = current::step(run, generation) {
+            let message = format!("continue_as_new was called inside the body of step {outer:?}");
+            execution.fail(crate::job::ErrorKind::StepNested, message);
+        } else {
+            let input = serde_json::to_value(&input).map_err(|error| crate::job::not_storable(&error))?;
+            execution.judge(Verdict::Continues(input));
+        }
+        drop(input);
+        run::never().await
     }
 
     fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tracing::Span;
@@ -24,7 +25,7 @@ use crate::codec::records::{ErrorRecord, StepRecordRef};
 use crate::error::Error;
 use crate::event::{EventKind, StepTold};
 use crate::hooks::Failpoint;
-use crate::job::{ErrorKind, JobError, JobResult, Retry, not_storable, schema};
+use crate::job::{ErrorKind, JobError, JobResult, Retry, not_storable, schema, upcast};
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
@@ -39,8 +40,13 @@ pub struct StepRun<'a, T> {
     state: State<'a, T>,
     timeout: Option<Duration>,
     retry: Option<Box<Retry>>,
+    /// Where there are none, they cost nothing.
+    upcasts: Option<Box<Upcasts<'a>>>,
     span: Span,
 }
+
+/// Conversions of outputs that code up to a version has stored.
+type Upcasts<'a> = Vec<(u32, Box<dyn Fn(Value) -> JobResult<Value> + Send + 'a>)>;
 
 enum State<'a, T> {
     Called(Ticket, Body<'a, T>),
@@ -85,7 +91,7 @@ impl<'a, T> StepRun<'a, T> {
     }
 
     fn of(state: State<'a, T>) -> Self {
-        StepRun { state, timeout: None, retry: None, span: Span::none() }
+        StepRun { state, timeout: None, retry: None, upcasts: None, span: Span::none() }
     }
 
     /// Fail an attempt if the body takes longer than this; without it, it takes as long as it takes. The body is dropped then,
@@ -101,13 +107,44 @@ impl<'a, T> StepRun<'a, T> {
         self.retry = Some(Box::new(retry));
         self
     }
+
+    /// Converts outputs that older code has stored: what [versions](crate::Job::version) up to `from_version` stored, into what
+    /// the next one stores. Several are applied in the order of their versions, so each goes one step only; what came out of
+    /// the last is what the step's type is read from. It may take and give types or [`serde_json::Value`]s, and must not have
+    /// effects: it is called at every replay, and nothing is rewritten on disk. An output that can't be converted ends the
+    /// run as one that does not fit, with [`ErrorKind::CheckpointMismatch`].
+    ///
+    /// ```
+    /// # use durably::{JobResult, Step};
+    /// # use serde::{Serialize, Deserialize};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct User { name: String, mails: Vec<String> }
+    ///
+    /// # async fn load() -> JobResult<User> { Ok(User { name: "ann".into(), mails: Vec::new() }) }
+    /// # async fn body(step: Step) -> JobResult<()> {
+    /// let user: User = step
+    ///     .run("user", || load())
+    ///     .upcast(0, |name: String| Ok((name, None::<String>)))
+    ///     .upcast(1, |(name, mail): (String, Option<String>)| Ok(User { name, mails: mail.into_iter().collect() }))
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn upcast<A, B>(mut self, from_version: u32, convert: impl Fn(A) -> JobResult<B> + Send + 'a) -> Self
+    where
+        A: DeserializeOwned,
+        B: Serialize,
+    {
+        let convert = Box::new(move |old| upcast::typed(old, &convert));
+        self.upcasts.get_or_insert_default().push((from_version, convert));
+        self
+    }
 }
 
 impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> {
     type Output = JobResult<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
-        let StepRun { state, timeout, retry, span } = self.get_mut();
+        let StepRun { state, timeout, retry, upcasts, span } = self.get_mut();
         if let State::Called(ticket, _) = state {
             *span = span_of(ticket);
         }
@@ -144,7 +181,9 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                     State::Called(ticket, body) if ticket.tried().is_some() => {
                         State::Retried(Box::pin(retry::due(ticket)), body)
                     }
-                    State::Called(ticket, _) if ticket.known.is_some() => State::Replayed(Box::pin(replay(ticket))),
+                    State::Called(ticket, _) if ticket.known.is_some() => {
+                        State::Replayed(Box::pin(replay(ticket, upcasts.take())))
+                    }
                     State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
                     State::Retried(mut waiting, body) => match waiting.as_mut().poll(cx) {
                         Poll::Ready(ticket) => Try::begin(ticket, body, *timeout),
@@ -304,6 +343,7 @@ impl<T: Serialize + DeserializeOwned> Outcome<T> {
         let header = StepRecordRef {
             key: &ticket.key,
             kind: StepKind::Run.to_byte(),
+            version: execution.version(),
             generation: execution.start.generation,
             started_at: before.map_or(started_at, |before| before.started_at),
             completed_at: execution.now(),
@@ -371,6 +411,7 @@ pub(super) async fn record_failure<T>(
     let header = StepRecordRef {
         key: &ticket.key,
         kind: kind.to_byte(),
+        version: execution.version(),
         generation: execution.start.generation,
         started_at,
         completed_at: execution.now(),
@@ -431,9 +472,23 @@ fn poll_recorded(ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Option<StepT
 }
 
 /// A step whose outcome was decided before: its body does not run again.
-async fn replay<T: DeserializeOwned>(mut ticket: Ticket) -> JobResult<T> {
+async fn replay<T: DeserializeOwned>(mut ticket: Ticket, upcasts: Option<Box<Upcasts<'_>>>) -> JobResult<T> {
+    let version = match ticket.known.as_deref() {
+        Some(Known::Replayed(_, _, version, _)) => Some(*version),
+        _ => None,
+    };
     let outcome = match decided(&mut ticket).await {
-        Ok(json) => Ok(fitting(&ticket, &json).await),
+        Ok(json) => {
+            let json = match version.zip(upcasts).map(|(version, upcasts)| converted(&json, version, &upcasts)) {
+                None => json,
+                Some(Ok(json)) => json,
+                Some(Err(error)) => {
+                    unfitting(&ticket, &json, &format!("can't be converted: {error}"));
+                    return never().await;
+                }
+            };
+            Ok(fitting(&ticket, &json).await)
+        }
         Err(record) => Err(record),
     };
     ticket.done = true;
@@ -441,7 +496,7 @@ async fn replay<T: DeserializeOwned>(mut ticket: Ticket) -> JobResult<T> {
 }
 
 pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
-    let (index, kind, outcome) = match ticket.known.take().map(|known| *known) {
+    let (index, kind, version, outcome) = match ticket.known.take().map(|known| *known) {
         Some(Known::Handed(_, handed)) => {
             ticket.handed = Some(handed);
             return match poll_fn(|cx| poll_recorded(ticket, cx)).await {
@@ -450,12 +505,12 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
                 None => never().await,
             };
         }
-        Some(Known::Replayed(index, kind, outcome)) => (index, kind, outcome),
+        Some(Known::Replayed(index, kind, version, outcome)) => (index, kind, version, outcome),
         // A wait goes on where it is awaited.
         Some(Known::Waits(_, _)) | None => return never().await,
     };
     // It stays known, should this be dropped before it is done.
-    ticket.known = Some(Box::new(Known::Replayed(index, kind, outcome.clone())));
+    ticket.known = Some(Box::new(Known::Replayed(index, kind, version, outcome.clone())));
     match outcome {
         ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
         ReplayOutcome::Output(json) => Ok(json),
@@ -464,20 +519,31 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
     }
 }
 
+/// A stored output as the code of now would have stored it.
+fn converted(json: &Bytes, version: u32, upcasts: &Upcasts<'_>) -> JobResult<Bytes> {
+    if !upcasts.iter().any(|(from, _)| version <= *from) {
+        return Ok(json.clone());
+    }
+    let old = schema::decode::<Value>(json).map_err(|error| JobError::msg(error.message))?;
+    let upcasts = upcasts.iter().map(|(from, convert)| (*from, &**convert as &upcast::Convert<'_>));
+    let new = upcast::apply(upcasts, version, old)?;
+    Ok(serde_json::to_vec(&new).map_err(|error| not_storable(&error))?.into())
+}
+
+/// Ends the run: a stored output is not what the code expects.
+fn unfitting(ticket: &Ticket, json: &[u8], why: &str) {
+    let shown: String = String::from_utf8_lossy(json).chars().take(200).collect();
+    let message = format!("the stored output of step {:?} {why}; stored: {shown}", ticket.key);
+    ticket.execution.fail(ErrorKind::CheckpointMismatch, message);
+}
+
 /// A stored output as the type that is expected now; one that does not fit ends the run.
 pub(super) async fn fitting<T: DeserializeOwned>(ticket: &Ticket, json: &[u8]) -> T {
     match schema::decode::<T>(json) {
         Ok(value) => value,
         Err(error) => {
-            let shown: String = String::from_utf8_lossy(json).chars().take(200).collect();
-            let message = format!(
-                "the stored output of step {:?} does not fit {}: {} at {:?}; stored: {shown}",
-                ticket.key,
-                std::any::type_name::<T>(),
-                error.message,
-                error.path,
-            );
-            ticket.execution.fail(ErrorKind::CheckpointMismatch, message);
+            let name = std::any::type_name::<T>();
+            unfitting(ticket, json, &format!("does not fit {name}: {} at {:?}", error.message, error.path));
             never().await
         }
     }

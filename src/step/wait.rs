@@ -204,6 +204,7 @@ fn first_record(ticket: &Ticket, wanted: &Wanted, now: Timestamp) -> StepRecord 
     StepRecord {
         key: ticket.key.to_string(),
         kind: wanted.kind.to_byte(),
+        version: ticket.execution.version(),
         generation: ticket.execution.start.generation,
         started_at: now,
         completed_at: now,

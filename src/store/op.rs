@@ -116,6 +116,7 @@ impl Op {
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
+                Outcome::Continued(next) => next.input.len() + 1_024,
                 _ => 512,
             },
             _ => 128,
@@ -223,12 +224,27 @@ pub(crate) struct NewRun {
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) concurrency: Option<Concurrency>,
     pub(crate) labels: Vec<(String, String)>,
+    /// The version of the job's code.
+    pub(crate) version: u32,
     pub(crate) retriggered_from: Option<RunId>,
+    pub(crate) forked: Option<Box<Forked>>,
     pub(crate) parent: Option<Parent>,
     pub(crate) not_before: Option<Timestamp>,
     /// How long after its trigger it must have ended.
     pub(crate) deadline: Option<Duration>,
     pub(crate) priority: i8,
+}
+
+/// The checkpoints that a run begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Forked {
+    pub(crate) from: RunId,
+    /// By index, sealed as they are to be stored.
+    pub(crate) steps: Vec<(u32, Arc<[u8]>)>,
+    /// Those among them that have an output, and one more than the highest index of these.
+    pub(crate) completed: u32,
+    pub(crate) step_index: u32,
+    pub(crate) bytes: usize,
 }
 
 /// The run whose step triggers a run.
@@ -247,7 +263,8 @@ impl NewRun {
 
     pub(crate) fn bytes(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
-        self.input.len() + labels + 256
+        let forked = self.forked.as_ref().map_or(0, |forked| forked.bytes + forked.steps.len() * 32);
+        self.input.len() + labels + forked + 256
     }
 }
 
@@ -385,11 +402,15 @@ pub(crate) struct End {
     pub(crate) stopped: bool,
     pub(crate) duration: Duration,
     pub(crate) notes: Notes,
+    /// Steps on disk that the body did not ask for, where it completed.
+    pub(crate) unused: Vec<(u32, String)>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Completed(Bytes),
+    /// Another run goes on for it.
+    Continued(Box<Continuation>),
     Failed(ErrorRecord),
     /// Pending again, first in line, nothing counted: a shutdown, or a fault of ours.
     HandedBack,
@@ -397,6 +418,14 @@ pub(crate) enum Outcome {
     Suspended(Suspension),
     /// Pending and not in line: the registered code can't decode the stored input.
     Blocked(String),
+}
+
+/// What a run that goes on for another begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Continuation {
+    pub(crate) input: Bytes,
+    /// The version of the job's code.
+    pub(crate) version: u32,
 }
 
 /// What wakes a suspended run, besides the runs that it waits for.

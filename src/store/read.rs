@@ -38,6 +38,7 @@ pub(crate) struct ReplayStep {
     pub(crate) key: String,
     pub(crate) index: u32,
     pub(crate) kind: StepKind,
+    pub(crate) version: u32,
     pub(crate) bytes: usize,
     pub(crate) outcome: ReplayOutcome,
 }
@@ -114,8 +115,12 @@ impl Store {
     pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
         self.read(move |view| {
             let mut steps = Vec::new();
+            let unused = match view.get(Table::States, run.as_bytes())? {
+                Some(row) => codec::open::<StateRecord>(Table::States, run.as_bytes(), &row)?.0.unused,
+                None => Vec::new(),
+            };
             view.steps(run, &mut |index, row| {
-                steps.push(step_info(run, index, &row)?);
+                steps.push(step_info(run, index, &row, &unused)?);
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -144,7 +149,7 @@ impl Store {
             view.steps(run, &mut |index, row| {
                 let key = keys::of_run(run, index);
                 let (record, output) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
-                let (kind, key) = (kind(&record, &key)?, record.key.clone());
+                let (kind, version, key) = (kind(&record, &key)?, record.version, record.key.clone());
                 let outcome = match record.error {
                     _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
@@ -154,7 +159,7 @@ impl Store {
                     }
                     None => ReplayOutcome::Stored,
                 };
-                steps.push(ReplayStep { key, index, kind, bytes: row.len(), outcome });
+                steps.push(ReplayStep { key, index, kind, version, bytes: row.len(), outcome });
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -248,12 +253,16 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         not_before: record.not_before,
         deadline: record.deadline.filter(|_| !state.resumed),
         retriggered_from: record.retriggered_from,
+        forked_from: record.forked_from,
+        continued_from: record.continued_from,
+        continued_as: state.continued_as,
+        version: record.version,
         replaced_by: state.replaced_by,
         blocked: state.blocked,
     })
 }
 
-fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
+fn step_info(run: RunId, index: u32, row: &Bytes, unused: &[u32]) -> Result<StepInfo, Fault> {
     let key = &keys::of_run(run, index)[..];
     let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
     let kind = kind(&record, key)?;
@@ -268,6 +277,8 @@ fn step_info(run: RunId, index: u32, row: &Bytes) -> Result<StepInfo, Fault> {
         name: record.key,
         index,
         kind,
+        version: record.version,
+        unused: unused.contains(&index),
         status,
         waiting_for: record.open.map(|open| WaitingFor { until: open.due, signal: open.signal, run: open.run }),
         output: if status == StepStatus::Completed { Some(json(Table::Steps, key, &output)?) } else { None },

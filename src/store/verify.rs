@@ -289,6 +289,7 @@ impl Audit<'_, '_> {
             if status == RunStatus::Completed && output.is_empty() {
                 audit.has(Table::Outputs, key, "a completed run is not in it")?;
             }
+            audit.links(run, &record, &state, status)?;
             let tally = audit.tallies.entry(record.job).or_default();
             match status {
                 RunStatus::Completed => tally.completed += 1,
@@ -298,6 +299,36 @@ impl Audit<'_, '_> {
             }
             Ok(())
         })
+    }
+
+    /// A run that goes on for another, and that other, name each other for as long as both are there.
+    fn links(&mut self, run: RunId, record: &RunRecord, state: &StateRecord, status: RunStatus) -> Result<(), Fault> {
+        let readable = |found: Result<Option<Bytes>, Fault>| match found {
+            Ok(row) => Ok(row),
+            Err(Fault::Corrupted(_)) => Ok(None),
+            Err(fault) => Err(fault),
+        };
+        let key = run.as_bytes();
+        if let Some(next) = state.continued_as {
+            if status != RunStatus::Completed {
+                self.problem("states", key, "another run goes on for it and it has not completed");
+            }
+            let row = readable(self.view.get(Table::Runs, next.as_bytes()))?;
+            let other = row.and_then(|row| codec::open::<RunRecord>(Table::Runs, next.as_bytes(), &row).ok());
+            if other.is_some_and(|(other, _)| other.continued_from != Some(run)) {
+                self.problem("states", key, "the run that goes on for it says otherwise");
+            }
+        }
+        if let Some(old) = record.continued_from
+            && self.view.get(Table::Runs, old.as_bytes()).is_ok_and(|row| row.is_some())
+        {
+            let row = readable(self.view.get(Table::States, old.as_bytes()))?;
+            let other = row.and_then(|row| codec::open::<StateRecord>(Table::States, old.as_bytes(), &row).ok());
+            if other.is_some_and(|(other, _)| other.continued_as != Some(run)) {
+                self.problem("runs", key, "the run that it goes on for says otherwise");
+            }
+        }
+        Ok(())
     }
 
     /// What belongs to a run.

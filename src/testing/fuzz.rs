@@ -88,6 +88,9 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 labels: vec![(text(), text()), (text(), text())],
                 fingerprint: [7; 16],
                 retriggered_from: run,
+                forked_from: run,
+                continued_from: None,
+                version: seed as u32,
                 parent: run,
                 not_before: Some(at),
                 deadline: Some(at),
@@ -97,8 +100,15 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         2 => {
             let progress = Some(ProgressRecord { current: seed, total: Some(9), message: Some(text()) });
-            let state =
-                StateRecord { status: 4, completed_at: Some(at), progress, error: Some(error), ..Default::default() };
+            let state = StateRecord {
+                status: 4,
+                completed_at: Some(at),
+                progress,
+                error: Some(error),
+                continued_as: run,
+                unused: vec![1, seed as u32],
+                ..Default::default()
+            };
             codec::seal(&state, &[])
         }
         3 => codec::seal(&(), b"[1,2,3]"),
@@ -109,6 +119,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
             let step = StepRecord {
                 key,
                 kind: 1,
+                version: 2,
                 generation: seed,
                 started_at: at,
                 completed_at: at,

@@ -171,7 +171,7 @@ impl Options {
     /// The run that this asks for, if everything about it is allowed.
     pub(crate) fn build(
         self,
-        job: Arc<str>,
+        (job, version): (Arc<str>, u32),
         input: Vec<u8>,
         bytes_max: usize,
         retriggered_from: Option<RunId>,
@@ -229,7 +229,9 @@ impl Options {
             idempotency,
             concurrency,
             labels: self.labels,
+            version,
             retriggered_from,
+            forked: None,
             parent: None,
             not_before: None,
             deadline: self.deadline,

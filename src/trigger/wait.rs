@@ -111,29 +111,38 @@ impl WaitForRun {
 
     /// Waits for the end, of whatever sort.
     async fn ended(mut self) -> Result<(Arc<Core>, RunId, Ended), Error> {
-        let (core, run) = (self.core.clone(), self.run);
-        let _waiting = BodyWait::begin(&core, run).await?;
+        let (core, mut run) = (self.core.clone(), self.run);
         if self.callbacks.listens() && self.events.is_none() {
             self.events = Some(core.store.events().subscribe());
         }
-        let mut listening = core.store.bell().listen(run);
-        let rows = core.store.rowset(run).await?;
-        let already = ended_already(&rows.state.status, rows.output);
+        let (_waiting, mut listening, already) = loop {
+            let waiting = BodyWait::begin(&core, run).await?;
+            let listening = core.store.bell().listen(run);
+            let rows = core.store.rowset(run).await?;
+            match rows.state.continued_as {
+                Some(next) => run = next,
+                None => break (waiting, listening, ended_already(&rows.state.status, rows.output)),
+            }
+        };
         let WaitForRun { timeout, mut callbacks, mut events, .. } = self;
         let ending = async {
             match already {
-                Some(ended) => Some(ended),
+                Some(ended) => Some((run, ended)),
                 None => listening.ended().await,
             }
         };
         let waiting = async {
             tokio::pin!(ending);
+            let mut current = run;
             loop {
                 // What was told before the end is heard before it, also where the end came first.
                 tokio::select! {
                     biased;
                     event = next(&mut events) => match event {
-                        Some(Received::Event(event)) if event.run_id == run => callbacks.call(&event),
+                        Some(Received::Event(event)) if event.run_id == current => match event.kind {
+                            EventKind::RunContinued { next } => current = next,
+                            _ => callbacks.call(&event),
+                        },
                         Some(_) => {}
                         None => events = None,
                     },
@@ -141,7 +150,7 @@ impl WaitForRun {
                 }
             }
         };
-        let ended = match timeout {
+        let (run, ended) = match timeout {
             Some(timeout) => match tokio::time::timeout(timeout, waiting).await {
                 Ok(ended) => ended?,
                 Err(_) => return Err(Error::WaitTimeout { run, timeout }),
@@ -191,7 +200,7 @@ async fn failure(core: &Core, run: RunId, ended: Ended) -> Error {
     match ended {
         Ended::Cancelled => Error::RunCancelled { run },
         Ended::Deleted => Error::RunNotFound { run },
-        Ended::Completed(_) | Ended::Failed => match core.store.get_run(run).await {
+        Ended::Completed(_) | Ended::Continued(_) | Ended::Failed => match core.store.get_run(run).await {
             Ok(Some(found)) => Error::RunFailed { run: Box::new(found) },
             Ok(None) => Error::RunNotFound { run },
             Err(error) => error,

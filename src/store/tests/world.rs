@@ -338,6 +338,7 @@ impl World {
         let header = StepRecordRef {
             key,
             kind: 0,
+            version: 0,
             generation,
             started_at: now,
             completed_at: now,
@@ -365,7 +366,7 @@ impl World {
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {
         let notes = Notes::default();
-        let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes };
+        let end = End { run, generation, outcome, stopped, duration: Duration::ZERO, notes, unused: Vec::new() };
         self.ask(Op::end, end).expect("bodies get no errors")
     }
 
@@ -448,7 +449,9 @@ pub(super) fn new(input: &str) -> NewRun {
         idempotency: None,
         concurrency: None,
         labels: vec![("input".to_owned(), input.chars().take(20).collect())],
+        version: 0,
         retriggered_from: None,
+        forked: None,
         parent: None,
         not_before: None,
         deadline: None,

@@ -264,6 +264,8 @@ impl Writer {
             // One that can't be read must not keep the others from going.
             if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
                 && (loaded.record.idempotency_ttl_ms.is_none()
+                    // Its key has gone on with its successor.
+                    || loaded.state.continued_as.is_some()
                     || expired(&loaded.record, turn.now)
                     || self.config.hooks.plants(Bug::PurgeIgnoresTtl))
             {
@@ -280,7 +282,7 @@ impl Writer {
         if loaded.status().is_terminal() {
             return Ok(Ok(()));
         }
-        let awaited = Awaited { run, job: loaded.record.job, keys: Keys::of(&loaded.record.keys) };
+        let awaited = Awaited { run, asked: run, job: loaded.record.job, keys: Keys::of(&loaded.record.keys) };
         let allowed = self.config.hooks.plants(Bug::DeadlocksAllowed);
         Ok(if self.engine.wait(waiter, awaited) || allowed { Ok(()) } else { Err(Error::WouldDeadlock { run }) })
     }

@@ -14,7 +14,7 @@ use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX};
+use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, UNUSED_STEPS_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
@@ -82,7 +82,8 @@ impl Writer {
             subject: subject.clone(),
             input,
             keys: claim.keys.clone(),
-            replay: !fresh,
+            replay: !fresh || record.forked_from.is_some(),
+            version: record.version,
         })));
         let job = record.job;
         let generation = claim.generation;
@@ -172,6 +173,13 @@ impl Writer {
         let body = body.clone();
         let mut state = body.state.clone();
         state.updated_at = Some(turn.now);
+        if !end.unused.is_empty() {
+            let first = end.unused.iter().take(UNUSED_STEPS_MAX);
+            state.unused = first.clone().map(|(index, _)| *index).collect();
+            let keys = first.map(|(_, key)| key.clone()).collect();
+            let kind = EventKind::StepsUnused { keys, count: end.unused.len() };
+            turn.tell(&body.subject, What::Kind(Box::new(kind)));
+        }
         match &end.outcome {
             Outcome::Completed(output) => {
                 turn.ends.push((run, Ended::Completed(output.clone())));
@@ -185,6 +193,7 @@ impl Writer {
                     turn.put_state(run, &state, false);
                 }
             }
+            Outcome::Continued(next) => self.continue_as(turn, run, &body, &mut state, next)?,
             Outcome::Failed(error) => {
                 state.error = Some(error.clone());
                 if let Some(key) = &body.record.idempotency_key

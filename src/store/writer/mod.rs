@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod continuing;
 mod control;
 mod execution;
 mod explain;
@@ -70,8 +71,10 @@ pub(crate) struct Start {
     pub(crate) subject: Arc<Subject>,
     pub(crate) input: Bytes,
     pub(crate) keys: Keys,
-    /// Whether the run has been leased before, so that it may have checkpoints.
+    /// Whether it may have checkpoints: it has been leased before, or has begun with those of another run.
     pub(crate) replay: bool,
+    /// The version of the job's code that the run was triggered with.
+    pub(crate) version: u32,
 }
 
 /// Whether the store works, and how far it is.
@@ -607,6 +610,7 @@ impl Writer {
                 stopped: false,
                 duration: Duration::ZERO,
                 notes: Notes::default(),
+                unused: Vec::new(),
             };
             Op::end(Call::new(end, Admitted::default()).0)
         });

@@ -243,9 +243,21 @@ impl Writer {
         }
         for (line, deadline) in lines {
             self.arm(turn, line.run, deadline);
-            self.tell_engine(turn, EngineEvent::Queued(line));
+            match self.goes_on_for(turn, &line) {
+                Some(run) => self.tell_engine(turn, EngineEvent::Continued { run, next: line }),
+                None => self.tell_engine(turn, EngineEvent::Queued(line)),
+            }
         }
         Ok(())
+    }
+
+    /// The run whose body has not stopped and for which a pending one goes on: the key is to be handed over then.
+    fn goes_on_for(&self, turn: &Turn<'_>, line: &Queued) -> Option<RunId> {
+        if !line.holds || line.generation > 0 || self.alive.is_empty() {
+            return None;
+        }
+        let record = turn.load(line.run).ok().flatten()?.record;
+        record.continued_from.filter(|run| self.alive.contains_key(run))
     }
 
     pub(super) fn job_name(&self, job: JobNumber) -> Arc<str> {

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::turn::{Loaded, Turn};
 use super::{Fault, Writer};
 use crate::codec::records::{JobRecord, LineRecord, RunRecord, StateRecord};
@@ -15,7 +17,8 @@ use crate::event::{EventKind, Payload};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::store::op::{Idempotency, JobSpec, NewRun, Terms, Triggered};
+use crate::store::op::{Forked, Idempotency, JobSpec, NewRun, Terms, Triggered};
+use crate::store::steps::Change;
 use crate::store::tables::Table;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -362,19 +365,14 @@ impl Writer {
             labels: item.labels.clone(),
             fingerprint: item.fingerprint,
             retriggered_from: item.retriggered_from,
+            forked_from: item.forked.as_ref().map(|forked| forked.from),
+            continued_from: None,
+            version: item.version,
             parent: item.parent.map(|parent| parent.run),
             not_before: item.not_before.filter(|at| *at > turn.now),
             deadline: item.deadline.map(|deadline| turn.now.saturating_add(deadline)),
             ticket,
         };
-        turn.stage.insert(Table::Runs, keys::run(run), codec::seal(&record, &item.input));
-        turn.stage.insert(Table::ByJob, keys::by_job(job, run), Vec::new());
-        for (key, value) in &item.labels {
-            turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
-        }
-        if let Some(idempotency) = &item.idempotency {
-            turn.stage.put(Table::Idempotency, keys::idempotency(job, &idempotency.key), run.as_bytes().to_vec());
-        }
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
         let line = LineRecord {
             job,
@@ -385,7 +383,7 @@ impl Writer {
             front,
             ticket,
             blocked: false,
-            touched: false,
+            touched: item.forked.is_some(),
             holds: false,
             not_before: record.not_before,
             deadline: record.deadline,
@@ -393,13 +391,35 @@ impl Writer {
         if let Some(parent) = item.parent {
             turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
         }
-        turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
-        if let Some(name) = self.jobs.names.get(&job).cloned() {
-            let kind = EventKind::RunTriggered { input: Payload::new(&item.input) };
-            turn.event(run, &name, &record, kind);
+        self.write_run(turn, run, &record, &item.input, &line);
+        if let Some(forked) = &item.forked {
+            begin_with(turn, run, forked);
         }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
         self.arm(turn, run, line.deadline);
+    }
+
+    /// The rows that every new run has, and what is told of it.
+    pub(super) fn write_run(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        record: &RunRecord,
+        input: &Bytes,
+        line: &LineRecord,
+    ) {
+        turn.stage.insert(Table::Runs, keys::run(run), codec::seal(record, input));
+        turn.stage.insert(Table::ByJob, keys::by_job(record.job, run), Vec::new());
+        for (key, value) in &record.labels {
+            turn.stage.insert(Table::ByLabel, keys::by_label(key, value, run), Vec::new());
+        }
+        if let Some(key) = &record.idempotency_key {
+            turn.stage.put(Table::Idempotency, keys::idempotency(record.job, key), run.as_bytes().to_vec());
+        }
+        turn.stage.insert(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(line, &[]));
+        if let Some(name) = self.jobs.names.get(&record.job).cloned() {
+            turn.event(run, &name, record, EventKind::RunTriggered { input: Payload::new(input) });
+        }
     }
 
     fn coalesced(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded, item: &NewRun) {
@@ -442,6 +462,21 @@ pub(super) fn queued(run: RunId, line: &LineRecord) -> Queued {
         holds: line.holds,
         not_before: line.not_before,
     }
+}
+
+/// The checkpoints that a forked run has from the start.
+fn begin_with(turn: &mut Turn<'_>, run: RunId, forked: &Forked) {
+    for (index, record) in &forked.steps {
+        turn.stage.change_steps(run, Change::Put(*index, record.clone()));
+    }
+    let state = StateRecord {
+        updated_at: Some(turn.now),
+        steps_completed: forked.completed,
+        step_index: forked.step_index,
+        steps_bytes: forked.bytes as u64,
+        ..StateRecord::default()
+    };
+    turn.put_state(run, &state, true);
 }
 
 /// Whether an idempotency key still stands for its run, which is this far and whose time for it is over or not.

@@ -52,17 +52,23 @@ impl Writer {
 
     /// A step begins to wait, or asks again.
     pub(super) fn step_waits(&mut self, turn: &mut Turn<'_>, asked: &Await) -> Result<Settled, Fault> {
-        let Await { run, generation, index, ref record, stored } = *asked;
+        let Await { run, generation, index, stored, .. } = *asked;
         if self.fenced(run, generation).is_none() {
             return Ok(Settled::Refused);
         }
-        // The end of a run is recorded where that ends.
+        let mut asked = Await { record: asked.record.clone(), ..*asked };
+        // The end of a run is recorded where that ends, and so is which one goes on for it.
         if stored
-            && record.open.as_ref().is_some_and(|open| open.run.is_some())
-            && let Some(outcome) = decided_step(turn, run, index)?
+            && asked.record.open.as_ref().is_some_and(|open| open.run.is_some())
+            && let Some(row) = turn.rows().step(run, index)?
         {
-            return Ok(Settled::Decided(outcome));
+            let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+            match decided_as(&record, output) {
+                Some(outcome) => return Ok(Settled::Decided(outcome)),
+                None => asked.record = record,
+            }
         }
+        let (asked, record) = (&asked, &asked.record);
         if let Some(outcome) = self.come(turn, asked)? {
             self.decide_step(turn, run, index, record.clone(), &outcome)?;
             return Ok(Settled::Decided(outcome));
@@ -143,7 +149,7 @@ impl Writer {
         })
     }
 
-    fn no_longer_awaits(&mut self, turn: &mut Turn<'_>, awaited: RunId, waiter: RunId, index: u32) {
+    pub(super) fn no_longer_awaits(&mut self, turn: &mut Turn<'_>, awaited: RunId, waiter: RunId, index: u32) {
         if self.awaited.remove(&(awaited, waiter, index)) {
             turn.stage.delete(Table::Awaiters, keys::awaiter(awaited, waiter, index));
         }
@@ -461,14 +467,12 @@ fn sleep_of(turn: &Turn<'_>, run: RunId) -> Result<Option<SleepRecord>, Fault> {
 }
 
 /// The outcome of a step, if it has one.
-fn decided_step(turn: &Turn<'_>, run: RunId, index: u32) -> Result<Option<Outcome>, Fault> {
-    let Some(row) = turn.rows().step(run, index)? else { return Ok(None) };
-    let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-    Ok(match (record.open, record.error) {
+fn decided_as(record: &StepRecord, output: Bytes) -> Option<Outcome> {
+    match (&record.open, &record.error) {
         (Some(_), _) => None,
-        (None, Some(error)) => Some(Err(Box::new(error))),
+        (None, Some(error)) => Some(Err(Box::new(error.clone()))),
         (None, None) => Some(Ok(output)),
-    })
+    }
 }
 
 /// A waiting step's record with its outcome: the record, its payload, what is told of it.
