@@ -39,6 +39,22 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// No schedule has this name.
+    #[error("unknown schedule: {name}")]
+    ScheduleNotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// A schedule's expression or time zone can't be used. Nothing was written.
+    #[error("invalid {what} {value:?}: {message}")]
+    InvalidSchedule {
+        /// Which: `expression` or `time zone`.
+        what: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A type's JSON Schema can't be used.
     #[error("the {side} schema of job {job} can't be used: {message}")]
     InvalidSchema {

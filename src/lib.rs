@@ -26,6 +26,7 @@
 //!
 //! - [`Job::new`] defines a job, [`Durably::open`] a runtime, [`Durably::register`] gives a [`JobHandle`].
 //! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
+//! - [`Durably::schedule`] has the clock ask for runs.
 //! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
 //! - [`Retry`] says how a step that fails is tried again, [`Job::deadline`] when a run must have ended.
 //! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
@@ -53,6 +54,7 @@ mod id;
 mod job;
 pub mod limits;
 mod run;
+mod schedule;
 mod step;
 mod store;
 #[cfg(feature = "testing")]
@@ -60,7 +62,7 @@ pub mod testing;
 mod time;
 mod trigger;
 
-pub use actor::message::{Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+pub use actor::message::{Reply, ScheduleRequest, SupervisorMsg, TriggerReply, TriggerRequest};
 pub use config::{LogRetention, StepRetention};
 pub use durably::{
     Builder, Durably, ForkRequest, ForkRun, Health, JobInfo, JobStats, Paused, PendingCheck, ResumeRun, Stats,
@@ -71,10 +73,14 @@ pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, Run
 pub use id::{ParseRunIdError, RunId};
 pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register, Retry};
 pub use run::{
-    Explanation, Holder, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError, RunFilter,
-    RunHandle, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
+    Explanation, Holder, ItemCounts, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError,
+    RunFilter, RunHandle, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
 };
-pub use step::{Logger, ProgressReport, Step, StepCx, StepKey, StepRun, StepWait};
+pub use schedule::{Missed, ScheduleBuilder, ScheduleCall, ScheduleInfo, Scheduled};
+pub use step::{
+    Collect, ItemCx, Logger, MapRun, Mapped, ProgressReport, Step, StepCx, StepKey, StepMap, StepRace, StepRun,
+    StepWait, Stop, Won,
+};
 pub use store::verify::{Problem, Verification, verify};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use tokio_util::sync::CancellationToken;

@@ -28,6 +28,11 @@ pub const PAYLOAD_BYTES_CEILING: usize = 64 << 20;
 pub const STEPS_MAX: u32 = 100_000;
 /// All checkpoints of one run, bytes; enforced at the step's write.
 pub const STEPS_BYTES_MAX: usize = 256 << 20;
+/// Items of a map; enforced at its call. Their outputs count as checkpoints: a million items with outputs of 250 bytes fill a
+/// run, and items without an output need nearly nothing.
+pub const MAP_ITEMS_MAX: usize = 10_000_000;
+/// Items of a map that are under way at a time, at most; enforced at its call.
+pub const MAP_CONCURRENCY_MAX: usize = 4_096;
 /// Items of a batch; enforced by the batch trigger.
 pub const BATCH_ITEMS_MAX: usize = 100_000;
 /// Inputs of a batch in all, bytes; enforced by the batch trigger.
@@ -54,6 +59,18 @@ pub const LOG_LINE_BYTES_MAX: usize = 64 << 10;
 pub const SIGNAL_NAME_BYTES_MAX: usize = 128;
 /// Signals of a run that nobody has taken; enforced by `signal`.
 pub const SIGNALS_MAX: usize = 1_000;
+/// A schedule's name, bytes; enforced when it is registered.
+pub const SCHEDULE_NAME_BYTES_MAX: usize = 128;
+/// A schedule's expression, bytes; enforced when it is registered.
+pub const SCHEDULE_EXPRESSION_BYTES_MAX: usize = 256;
+/// A time zone's name, bytes; enforced when a schedule is registered.
+pub const TIME_ZONE_BYTES_MAX: usize = 64;
+/// The longest interval of an `@every` expression; the shortest is a second.
+pub const SCHEDULE_EVERY_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// Schedules of a file; enforced when one is registered.
+pub const SCHEDULES_MAX: usize = 10_000;
+/// Firings that a schedule catches up with at once; enforced when it is registered.
+pub const SCHEDULE_CATCH_UP_MAX: u32 = 1_000;
 /// An error's message and each link of its chain, bytes; cut beyond.
 pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
 /// Failed attempts of a step that are kept with it, the newest; all are counted.
@@ -91,6 +108,17 @@ pub(crate) const OUTPUT_WITH_STATE_BYTES_MAX: usize = 1 << 10;
 pub(crate) const SLICE_RUNS: usize = 256;
 /// See [`SLICE_RUNS`].
 pub(crate) const SLICE_BYTES: usize = 4 << 20;
+/// Items that are done go to disk at the latest after this, unless a write of them is under way.
+pub(crate) const SEGMENT_FLUSH_AFTER: Duration = Duration::from_millis(20);
+/// So many items that are done go to disk at once.
+pub(crate) const SEGMENT_ITEMS: usize = 1_024;
+/// So many bytes of outputs go to disk at once.
+pub(crate) const SEGMENT_BYTES: usize = 64 << 10;
+/// A segment smaller than this, bytes, is written again with what has come meanwhile, so that items which take their time do not
+/// make a record each: 65,536 of this fill a run's checkpoints.
+pub(crate) const SEGMENT_BYTES_MIN: usize = 4 << 10;
+/// Items that wait for their write, in segments, before no more are begun.
+pub(crate) const SEGMENTS_BACKLOG: usize = 4;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.
@@ -103,6 +131,10 @@ pub(crate) const PROBATION: Duration = Duration::from_secs(30);
 pub(crate) const ALARM_RECHECK: Duration = Duration::from_secs(30);
 /// Alarms rung in one commit, so that many that are due at once do not keep the operations beside them waiting.
 pub(crate) const ALARMS_IN_GROUP_MAX: usize = 512;
+/// A due time of a schedule counts as missed once it is over by more than this.
+pub(crate) const SCHEDULE_ON_TIME: Duration = Duration::from_secs(60);
+/// Ranges of due times that have fired which a schedule remembers: a jump of the clock begins a new one.
+pub(crate) const SCHEDULE_RANGES_MAX: usize = 16;
 /// A body waits in memory for what is due within this; for longer, it is suspended.
 pub(crate) const SUSPEND_AFTER: Duration = Duration::from_secs(1);
 /// Progress and log lines go to disk at the latest after this.

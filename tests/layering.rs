@@ -18,6 +18,9 @@ const PARTS: &[(&str, May)] = &[
     ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),
     // Pure: it decides over ids and statuses.
     ("engine/", May::Only(&["id", "limits", "run::RunStatus", "time::Timestamp"])),
+    // Pure as well: when something is due is asked for with the moment.
+    ("schedule/timetable.rs", May::Only(&["error", "limits", "time"])),
+    ("schedule/due.rs", May::Only(&["limits", "schedule", "time"])),
     // Bytes: it knows which table a row is of, so that an error can say so.
     ("codec/", May::Only(&["id", "run::RunStatus", "store::tables::Table", "time"])),
     (
@@ -40,6 +43,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fastrand", &["id.rs", "testing/"]),
     ("jsonschema", &["job/schema.rs"]),
     ("schemars", &["job/", "testing/"]),
+    ("cronexpr", &["schedule/"]),
+    ("jiff", &["schedule/"]),
 ];
 
 /// What the engine, having no I/O, clock, randomness or async in it, does not name.

@@ -11,6 +11,7 @@ use crate::event::{Events, RunEvents};
 use crate::id::RunId;
 use crate::job::RateLimit;
 use crate::run::{Explanation, LogLine, Run, RunFilter, RunStatus, StepInfo};
+use crate::schedule::{Missed, ScheduleInfo};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, Options, trigger_options};
 
@@ -30,6 +31,36 @@ impl TriggerRequest {
 }
 
 trigger_options!([] TriggerRequest, options);
+
+/// A schedule as a message carries it: see [`Durably::schedule`](crate::Durably::schedule).
+#[derive(Debug, Clone)]
+pub struct ScheduleRequest {
+    pub(crate) name: String,
+    pub(crate) expression: String,
+    pub(crate) time_zone: String,
+    pub(crate) missed: Missed,
+    pub(crate) trigger: TriggerRequest,
+}
+
+impl ScheduleRequest {
+    /// A schedule in UTC: its name, when it is due, what it triggers then.
+    pub fn new(name: impl Into<String>, expression: impl Into<String>, trigger: TriggerRequest) -> Self {
+        let (name, expression) = (name.into(), expression.into());
+        ScheduleRequest { name, expression, time_zone: "UTC".into(), missed: Missed::default(), trigger }
+    }
+
+    /// Read the expression on the wall clock of this zone.
+    pub fn time_zone(mut self, name: impl Into<String>) -> Self {
+        self.time_zone = name.into();
+        self
+    }
+
+    /// What to do about due times that were missed.
+    pub fn missed(mut self, missed: Missed) -> Self {
+        self.missed = missed;
+        self
+    }
+}
 
 /// What a trigger by message is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +106,20 @@ pub enum SupervisorMsg {
     ResumeWhere(RunFilter, Reply<usize>),
     /// Send a run a signal: its name, its value.
     Signal(RunId, String, Value, Reply<()>),
+    /// Register a schedule, or replace its definition.
+    Schedule(ScheduleRequest, Reply<ScheduleInfo>),
+    /// Every schedule, by name.
+    Schedules(Reply<Vec<ScheduleInfo>>),
+    /// A schedule, by name.
+    GetSchedule(String, Reply<Option<ScheduleInfo>>),
+    /// Let a schedule fire nothing.
+    PauseSchedule(String, Reply<()>),
+    /// Let a paused schedule fire again.
+    ResumeSchedule(String, Reply<()>),
+    /// Trigger what a schedule triggers, now.
+    FireSchedule(String, Reply<TriggerReply>),
+    /// Remove a schedule; its runs stay.
+    RemoveSchedule(String, Reply<()>),
     /// Delete a terminal run.
     Delete(RunId, Reply<()>),
     /// Delete terminal runs that ended before a moment; answers how many.

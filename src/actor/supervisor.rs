@@ -19,7 +19,7 @@ use crate::engine::{JobNumber, KeyName, Keys};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
-use crate::store::op::{NewRun, Op, Part, ThrottleChange};
+use crate::store::op::{Change, NewRun, Op, Part, ThrottleChange, Triggered};
 use crate::trigger::WaitForRun;
 
 pub(super) struct Supervisor {
@@ -177,6 +177,25 @@ impl Supervisor {
                 let payload = value.to_string().into_bytes();
                 core.signal(run, &name, payload).await
             }),
+            SupervisorMsg::Schedule(request, reply) => {
+                self.spawn(reply, async move { core.schedule(request).await });
+            }
+            SupervisorMsg::Schedules(reply) => self.spawn(reply, async move { core.store.schedules().await }),
+            SupervisorMsg::GetSchedule(name, reply) => {
+                self.spawn(reply, async move { core.store.get_schedule(&name).await });
+            }
+            SupervisorMsg::PauseSchedule(name, reply) => {
+                self.spawn(reply, async move { core.change_schedule(&name, Change::Pause).await });
+            }
+            SupervisorMsg::ResumeSchedule(name, reply) => {
+                self.spawn(reply, async move { core.change_schedule(&name, Change::Resume).await });
+            }
+            SupervisorMsg::FireSchedule(name, reply) => {
+                self.spawn(reply, async move { core.fire_schedule(&name).await.map(told) });
+            }
+            SupervisorMsg::RemoveSchedule(name, reply) => {
+                self.spawn(reply, async move { core.change_schedule(&name, Change::Remove).await });
+            }
             SupervisorMsg::Delete(run, reply) => self.spawn(reply, async move { core.delete_run(run).await }),
             SupervisorMsg::Purge(before, reply) => {
                 self.spawn(reply, async move { core.purge_runs(before, usize::MAX).await });
@@ -265,15 +284,7 @@ impl Supervisor {
         let pending = self.core.store.submit(Op::Trigger, runs, admitted);
         tokio::spawn(async move {
             let triggered = pending.answer().await;
-            answer(triggered.map(|triggered| {
-                let reply = |t: crate::store::op::Triggered| TriggerReply {
-                    run: t.run,
-                    disposition: t.disposition,
-                    status: t.status,
-                    input_differs: t.input_differs,
-                };
-                triggered.into_iter().map(reply).collect()
-            }));
+            answer(triggered.map(|triggered| triggered.into_iter().map(told).collect()));
         });
     }
 
@@ -296,6 +307,11 @@ fn retire(routes: &mut Routes, key: &KeyName, seen: u64) {
     {
         gate.actor.stop(None);
     }
+}
+
+fn told(triggered: Triggered) -> TriggerReply {
+    let Triggered { run, disposition, status, input_differs } = triggered;
+    TriggerReply { run, disposition, status, input_differs }
 }
 
 /// Answers a port; one that nobody waits on is not answered.

@@ -6,6 +6,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod records;
+pub(crate) mod segment;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian, Varint};
 use bytes::Bytes;

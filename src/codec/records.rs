@@ -33,6 +33,8 @@ pub(crate) struct RunRecord {
     pub(crate) not_before: Option<Timestamp>,
     /// The place in line that this run took over from the run it replaced.
     pub(crate) ticket: Option<RunId>,
+    /// The schedule that triggered it, and its due time.
+    pub(crate) schedule: Option<(String, Option<Timestamp>)>,
 }
 
 impl RunRecord {
@@ -240,4 +242,39 @@ pub(crate) struct TallyRecord {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) cancelled: u64,
+}
+
+/// A schedule as it was registered; its payload is the input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScheduleRecord {
+    pub(crate) job: u32,
+    pub(crate) expression: String,
+    pub(crate) time_zone: String,
+    /// What is done about due times that were missed, and how many of them.
+    pub(crate) missed: u8,
+    pub(crate) missed_max: u32,
+    /// Concurrency keys with their limits.
+    pub(crate) keys: Vec<(String, u32)>,
+    pub(crate) on_conflict: u8,
+    pub(crate) max_queued: Option<u32>,
+    pub(crate) priority: i8,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) delay_ms: Option<u64>,
+    pub(crate) deadline_ms: Option<u64>,
+    /// The version of the job's code that took the input.
+    pub(crate) version: u32,
+    pub(crate) fingerprint: [u8; 16],
+    pub(crate) created_at: Timestamp,
+}
+
+/// How a schedule stands: what every firing changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StandingRecord {
+    pub(crate) paused: bool,
+    /// When it is due next.
+    pub(crate) next: Option<Timestamp>,
+    pub(crate) last_due: Option<Timestamp>,
+    pub(crate) last_run: Option<RunId>,
+    /// First and last of due times that have fired one after the other, in order of time.
+    pub(crate) fired: Vec<(Timestamp, Timestamp)>,
 }

@@ -8,6 +8,7 @@ mod core;
 mod fork;
 mod held;
 mod pending;
+mod schedules;
 
 use std::fmt;
 use std::path::Path;
@@ -181,7 +182,7 @@ impl Durably {
     }
 
     /// Creates a new run with the stored input, concurrency key and labels of one that has ended. The idempotency key is not
-    /// taken over, and no checkpoint.
+    /// taken over, nor a delay, and no checkpoint.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::JobNotFound`], [`Error::Conflict`] if it has not ended, [`Error::InvalidInput`] if the

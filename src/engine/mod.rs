@@ -334,10 +334,17 @@ impl Engine {
     }
 
     /// The last in line of the runs of this job and key that have never started, the newest of the least priority, without
-    /// those that are about to be replaced.
+    /// those that are about to be replaced. Delayed ones count as if they stood in line.
     pub(crate) fn waiting(&self, job: JobNumber, key: &str, besides: &BTreeSet<RunId>) -> Option<(RunId, Place)> {
-        let mut waiting = self.keys.get(key)?.unstarted_of(job).map(|place| (self.run_at(place), place));
-        waiting.find(|(run, _)| !besides.contains(run))
+        let in_line = self.keys.get(key).into_iter().flat_map(|key| key.unstarted_of(job));
+        let in_line = in_line.map(|place| (self.run_at(place), place)).find(|(run, _)| !besides.contains(run));
+        let delayed = self.sleepers.delayed_of(job, key).find(|(run, _)| !besides.contains(run));
+        in_line.into_iter().chain(delayed).max_by_key(|(_, place)| *place)
+    }
+
+    /// Whether a run waits for its moment, and so stands in no line.
+    pub(crate) fn is_delayed(&self, run: RunId) -> bool {
+        self.sleepers.delayed_until(run).is_some()
     }
 
     /// How many runs that have never started would wait for a key besides a new one, which comes behind so many more (or less)

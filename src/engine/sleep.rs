@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{JobNumber, Keys, Queued};
+use super::{JobNumber, KeyName, Keys, Place, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
@@ -37,6 +37,8 @@ pub(super) struct Sleepers {
     /// Of those asleep that have one.
     keys: BTreeMap<RunId, Keys>,
     delayed: BTreeMap<RunId, Queued>,
+    /// Those with a key that have never started, by key and job.
+    delayed_keys: BTreeMap<(KeyName, JobNumber), BTreeSet<(Place, RunId)>>,
     alarms: BTreeSet<Due>,
 }
 
@@ -88,7 +90,16 @@ impl Sleepers {
     /// Keeps a pending run out of its line until its moment.
     pub(super) fn delay(&mut self, queued: Queued) {
         self.alarms.extend(queued.not_before.map(|at| Due::new(at, queued.run, Alarm::Start)));
+        for key in keys_of(&queued) {
+            self.delayed_keys.entry(key).or_default().insert((queued.place, queued.run));
+        }
         self.delayed.insert(queued.run, queued);
+    }
+
+    /// Delayed runs of this job and key that have never started, the last in line first.
+    pub(super) fn delayed_of(&self, job: JobNumber, key: &str) -> impl Iterator<Item = (RunId, Place)> + '_ {
+        let places = if self.delayed_keys.is_empty() { None } else { self.delayed_keys.get(&(key.into(), job)) };
+        places.into_iter().flatten().rev().map(|(place, run)| (*run, *place))
     }
 
     pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {
@@ -97,6 +108,14 @@ impl Sleepers {
 
     pub(super) fn take_delayed(&mut self, run: RunId) -> Option<Queued> {
         let queued = self.delayed.remove(&run)?;
+        for key in keys_of(&queued) {
+            if let Some(places) = self.delayed_keys.get_mut(&key) {
+                places.remove(&(queued.place, run));
+                if places.is_empty() {
+                    self.delayed_keys.remove(&key);
+                }
+            }
+        }
         if let Some(at) = queued.not_before {
             self.alarms.remove(&Due::new(at, run, Alarm::Start));
         }
@@ -134,4 +153,10 @@ impl Sleepers {
     pub(super) fn contains(&self, run: RunId) -> bool {
         self.asleep.contains_key(&run)
     }
+}
+
+/// Under which keys a delayed run is found; under none once it has been started.
+fn keys_of(queued: &Queued) -> impl Iterator<Item = (KeyName, JobNumber)> + '_ {
+    let keys = if queued.generation == 0 { &queued.keys[..] } else { &[] };
+    keys.iter().map(|(key, _)| (key.clone(), queued.job))
 }

@@ -20,10 +20,12 @@ enum Line {
     Secs(u64),
     /// The wall clock is set to so many seconds.
     Wall(u64),
+    /// What is due at so many seconds is done: the delayed runs that go in line.
+    Due(u64, &'static [u128]),
     /// The wall clock says this, in seconds: all alarms that are due now, in order.
     Rings(u64, Vec<(u128, Alarm)>),
 }
-use Line::{On, Rings, Secs, Starts, Wall};
+use Line::{Due, On, Rings, Secs, Starts, Wall};
 
 /// The wall clock of a script begins with it.
 fn wall(now: Duration) -> Timestamp {
@@ -83,6 +85,16 @@ impl Queued {
     fn after(self, generation: Generation) -> Self {
         Queued { generation, ..self }
     }
+
+    /// Not before this many seconds.
+    fn from(self, secs: u64) -> Self {
+        Queued { not_before: Some(moment(secs)), ..self }
+    }
+}
+
+/// A moment of the wall clock.
+fn moment(secs: u64) -> Timestamp {
+    Timestamp::from_millis(secs * 1_000)
 }
 
 fn queued(queued: Queued) -> Line {
@@ -156,6 +168,17 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
                 let now = Timestamp::from_millis(secs * 1_000);
                 let rung = std::iter::from_fn(|| engine.ring(now)).map(|(run, alarm)| (number(run), alarm));
                 assert_eq!(rung.collect::<Vec<_>>(), expected, "line {at}");
+            }
+            Due(secs, expected) => {
+                let rung = std::iter::from_fn(|| engine.ring(moment(secs)));
+                let started: Vec<u128> = rung
+                    .map(|(run, alarm)| {
+                        assert_eq!(alarm, Alarm::Start, "line {at}");
+                        number(run)
+                    })
+                    .collect();
+                assert_eq!(started, expected, "line {at}");
+                assert!(engine.next_alarm().is_none_or(|next| next > moment(secs)), "line {at}");
             }
         }
     }
@@ -244,6 +267,97 @@ fn runs_start_in_order() {
                 withdrawn(4, Some("k")),
                 queued(new(6).keyed("k", 1).at(2)),
                 Starts(&[6, 5]),
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn a_delayed_run_starts_at_its_moment_and_no_sooner() {
+    check(vec![
+        (
+            "it stands in nobody's way until then, and goes in line where it was triggered",
+            1,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                queued(new(2)),
+                Starts(&[2]),
+                queued(new(3)),
+                Due(9, &[]),
+                Due(10, &[1]),
+                ended(2),
+                stopped(2, 1),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "it holds no key before",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("k", 1).from(10)),
+                queued(new(2).keyed("k", 1)),
+                Starts(&[2]),
+                Due(10, &[1]),
+                Starts(&[]),
+                ended(2),
+                stopped(2, 1),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "in order of their moments, at one moment in order of trigger",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(30)),
+                queued(new(3).from(20)),
+                queued(new(2).from(20)),
+                Due(25, &[2, 3]),
+                Starts(&[2, 3]),
+                Due(1_000_000, &[1]),
+                Starts(&[1]),
+            ],
+        ),
+        (
+            "a clock that goes back delays what is not due yet",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                queued(new(2).from(20)),
+                Due(10, &[1]),
+                Due(0, &[]),
+                Starts(&[1]),
+                Due(19, &[]),
+                Due(20, &[2]),
+                Starts(&[2]),
+            ],
+        ),
+        (
+            "withdrawn, it has no moment any more",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).keyed("k", 1).from(10)),
+                withdrawn(1, Some("k")),
+                Due(10, &[]),
+                Starts(&[]),
+            ],
+        ),
+        (
+            "one that was handed back to its moment keeps nothing of it",
+            9,
+            vec![
+                registered(1, 9),
+                queued(new(1).from(10)),
+                Due(10, &[1]),
+                Starts(&[1]),
+                ended(1),
+                queued(new(1).after(1)),
+                stopped(1, 1),
+                Starts(&[1]),
             ],
         ),
     ]);
@@ -799,6 +913,43 @@ fn who_waits_for_a_run_waits_for_the_one_that_goes_on_for_it() {
     assert!(!engine.wait(id(9), on_keyed(3, "other")));
     engine.wait_over(id(2), id(1));
     assert!(engine.wait(id(9), on_keyed(3, "other")));
+}
+
+#[test]
+fn a_delayed_run_is_found_as_waiting_until_it_starts() {
+    let mut engine = play(
+        9,
+        vec![
+            registered(1, 9),
+            queued(new(1).keyed("k", 1)),
+            queued(new(2).keyed("k", 1).from(10)),
+            queued(new(3).keyed("k", 1).from(5)),
+            queued(new(4).of(2).keyed("k", 1).from(5)),
+            queued(new(5).keyed("other", 1).from(5)),
+            queued(new(6).keyed("k", 1).from(5).after(1)),
+            queued(new(7).from(5)),
+        ],
+    );
+    let waiting = |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new()).map(|(run, _)| number(run));
+    let on = |engine: &mut Engine, line| {
+        if let On(event) = line {
+            engine.apply(event, Duration::ZERO);
+        }
+    };
+    assert_eq!(waiting(&engine), Some(3));
+    assert_eq!(engine.counts().collect::<Vec<_>>(), [(1, [6, 0, 0]), (2, [1, 0, 0])]);
+    on(&mut engine, withdrawn(3, Some("k")));
+    assert_eq!(waiting(&engine), Some(2));
+    assert_eq!(drain(&mut engine, Duration::ZERO), [1]);
+    assert_eq!(engine.ring(moment(10)), Some((id(4), Alarm::Start)));
+    while engine.ring(moment(10)).is_some() {}
+    assert_eq!(waiting(&engine), Some(2), "in line now");
+    on(&mut engine, queued(new(8).keyed("k", 1).at(2).from(20)));
+    on(&mut engine, withdrawn(2, Some("k")));
+    let none = BTreeSet::new();
+    assert_eq!(engine.waiting(1, "k", &none), Some((id(8), Place::new(false, id(2)))), "its place, its own moment");
+    assert_eq!(engine.waiting(1, "k", &BTreeSet::from([id(8)])), None, "it is about to be replaced");
+    assert_eq!(engine.next_alarm(), Some(moment(20)));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::RunStatus;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::job::ErrorKind;
+use crate::schedule::Scheduled;
 use crate::time::Timestamp;
 
 /// One durable execution of a job, as the file has it.
@@ -70,6 +71,8 @@ pub struct Run {
     pub not_before: Option<Timestamp>,
     /// It fails if it has not ended by now. `None` if there is no such moment, and once it was resumed.
     pub deadline: Option<Timestamp>,
+    /// The schedule that triggered it.
+    pub schedule: Option<Scheduled>,
     /// The run it was retriggered from.
     pub retriggered_from: Option<RunId>,
     /// The run it was [forked](crate::Durably::fork) from: it began with checkpoints of that one.
@@ -160,7 +163,9 @@ pub struct StepInfo {
     pub status: StepStatus,
     /// What it waits for, while it is [`Waiting`](StepStatus::Waiting).
     pub waiting_for: Option<WaitingFor>,
-    /// What it returned.
+    /// How far its items are, of a map.
+    pub items: Option<ItemCounts>,
+    /// What it returned; of a map, a summary.
     pub output: Option<Value>,
     /// What it failed with.
     pub error: Option<RunError>,
@@ -204,11 +209,25 @@ pub enum StepKind {
     Trigger,
     /// A child whose end is waited for: [`Step::call`](crate::Step::call).
     Call,
+    /// A choice among steps: [`Step::race`](crate::Step::race).
+    Race,
+    /// Many items: [`Step::map`](crate::Step::map).
+    Map,
 }
 
 impl StepKind {
-    const NUMBERED: [StepKind; 5] =
-        [StepKind::Run, StepKind::Sleep, StepKind::Signal, StepKind::Trigger, StepKind::Call];
+    /// On disk, in place of a kind: some of a map's items. Such a record is no step.
+    pub(crate) const SEGMENT: u8 = u8::MAX;
+
+    const NUMBERED: [StepKind; 7] = [
+        StepKind::Run,
+        StepKind::Sleep,
+        StepKind::Signal,
+        StepKind::Trigger,
+        StepKind::Call,
+        StepKind::Race,
+        StepKind::Map,
+    ];
 
     /// The number on disk, part of the file format.
     pub(crate) const fn to_byte(self) -> u8 {
@@ -218,6 +237,8 @@ impl StepKind {
             StepKind::Signal => 2,
             StepKind::Trigger => 3,
             StepKind::Call => 4,
+            StepKind::Race => 5,
+            StepKind::Map => 6,
         }
     }
 
@@ -234,8 +255,23 @@ impl fmt::Display for StepKind {
             StepKind::Signal => "signal",
             StepKind::Trigger => "trigger",
             StepKind::Call => "call",
+            StepKind::Race => "race",
+            StepKind::Map => "map",
         })
     }
+}
+
+/// How far the items of a map are, as far as it is on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ItemCounts {
+    /// All of them.
+    pub total: u64,
+    /// Those that gave a value.
+    pub completed: u64,
+    /// Those that failed and were let be.
+    pub failed: u64,
 }
 
 /// What a step waits for: the first of these that comes.
@@ -262,6 +298,8 @@ pub enum StepStatus {
     Failed,
     /// It has no outcome yet: what it waits for has not come, or it is to be tried again.
     Waiting,
+    /// Some of its items are done.
+    Running,
 }
 
 /// How much a log line matters.

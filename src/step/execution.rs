@@ -154,6 +154,8 @@ pub(super) struct Ticket {
     pub(super) done: bool,
     /// It waits, and does not count as busy.
     parked: bool,
+    /// It does nothing but poll other steps, and does not count as busy.
+    idle: bool,
 }
 
 impl Execution {
@@ -289,10 +291,10 @@ impl Execution {
         let mut steps = self.steps();
         for step in replayed {
             if !self.means.hooks.plants(Bug::StepIndexReused) {
-                steps.next_index = steps.next_index.max(step.index + 1);
+                steps.next_index = steps.next_index.max(step.last_index + 1);
             }
             steps.bytes += step.bytes;
-            steps.count += 1;
+            steps.count += step.records;
             let known = match step.outcome {
                 ReplayOutcome::Open(record) => Known::Waits(step.index, record),
                 outcome => Known::Replayed(step.index, step.kind, step.version, outcome),
@@ -338,7 +340,16 @@ impl Execution {
         drop(steps);
         self.set_busy(true);
         let known = known.map(Box::new);
-        Some(Ticket { execution: self.clone(), key, index, known, handed: None, done: false, parked: false })
+        Some(Ticket {
+            execution: self.clone(),
+            key,
+            index,
+            known,
+            handed: None,
+            done: false,
+            parked: false,
+            idle: false,
+        })
     }
 
     /// Keys of the steps that were called so far.
@@ -356,12 +367,42 @@ impl Execution {
         fits
     }
 
+    /// Ends the body: its checkpoints are over their limit.
+    pub(super) fn fail_over_bytes(&self) {
+        let message = format!("the checkpoints of a run can't be more than {STEPS_BYTES_MAX} bytes");
+        self.fail(ErrorKind::OverLimit, message);
+    }
+
     /// Hands a step's outcome to the writer, with the notes that have gathered.
     pub(super) fn hand_over(&self, told: StepTold, admitted: Admitted) -> Handed {
         let Start { run, generation, .. } = *self.start;
         let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
-        let checkpoint = Checkpoint { run, generation, told: told.clone(), notes };
+        let checkpoint = Checkpoint { run, generation, told: told.clone(), notes, part: false };
         Handed { told, pending: self.means.store.submit(Op::Checkpoint, checkpoint, admitted) }
+    }
+
+    /// Hands a part of a step to the writer, with the notes that have gathered.
+    pub(super) fn hand_part(&self, told: StepTold, admitted: Admitted) -> Pending<Accepted> {
+        let Start { run, generation, .. } = *self.start;
+        let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
+        let checkpoint = Checkpoint { run, generation, told, notes, part: true };
+        self.means.store.submit(Op::Checkpoint, checkpoint, admitted)
+    }
+
+    /// The index of one more part; without one left, the run is ended.
+    pub(super) fn next_part(&self) -> Option<u32> {
+        let mut steps = self.steps();
+        if steps.count >= STEPS_MAX {
+            drop(steps);
+            self.fail(
+                ErrorKind::OverLimit,
+                format!("a run can't have more than {STEPS_MAX} steps and segments of maps"),
+            );
+            return None;
+        }
+        steps.count += 1;
+        steps.next_index += 1;
+        Some(steps.next_index - 1)
     }
 
     /// Ends the body: the run fails with this.
@@ -497,6 +538,13 @@ impl Ticket {
         false
     }
 
+    /// Whether it does nothing but poll other steps, which count for themselves.
+    pub(super) fn set_idle(&mut self, idle: bool) {
+        if std::mem::replace(&mut self.idle, idle) != idle {
+            self.execution.set_busy(!idle);
+        }
+    }
+
     /// Waits no more.
     pub(super) fn unpark(&mut self) {
         if std::mem::take(&mut self.parked) {
@@ -510,6 +558,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.unpark();
+        self.set_idle(false);
         self.execution.set_busy(false);
         if self.done {
             return;

@@ -8,6 +8,8 @@ pub(crate) mod blocking;
 pub(crate) mod current;
 pub(crate) mod execution;
 mod logger;
+mod map;
+mod race;
 mod retry;
 mod run;
 pub(crate) mod signals;
@@ -25,6 +27,8 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 pub use logger::{Logger, ProgressReport};
+pub use map::{Collect, ItemCx, MapRun, Mapped, StepMap, Stop};
+pub use race::{StepRace, Won};
 pub use run::StepRun;
 pub use wait::StepWait;
 
@@ -207,6 +211,84 @@ impl Step {
         }
         drop(input);
         run::never().await
+    }
+
+    /// A choice among steps that is the same over every replay, as that of a `select!` is not: the first of its arms to end
+    /// wins, its name is stored, and later executions poll that arm alone.
+    ///
+    /// An arm is any future of a job's result; steps in it are steps as everywhere, with keys of their own. Arms are polled in
+    /// their order, so of several that are ready at once the first wins. The others are dropped before the winner's name goes to
+    /// disk, and what they had recorded by then stays: a wait is taken up by the next call of its key, a child goes on, a signal
+    /// that an arm has taken is taken. The race gives its value when the name is on disk. After a crash before that, what
+    /// the arms recorded is there, and the race is run again: another arm may win, and nobody has seen the first.
+    ///
+    /// # Errors
+    /// An arm that fails has ended, and wins with its error. A race without arms. A stored winner that is no arm any more ends
+    /// the run with [`ErrorKind::CheckpointMismatch`](crate::ErrorKind::CheckpointMismatch), a name given twice with
+    /// [`ErrorKind::StepReused`](crate::ErrorKind::StepReused).
+    ///
+    /// # Cancel safety
+    /// Dropped before an arm has ended, nothing is stored of the race, and its arms are dropped as steps are. Dropped later, the
+    /// winner is recorded all the same, and the next call of the key takes that arm.
+    ///
+    /// ```
+    /// # use durably::{Job, Step};
+    /// # use std::time::Duration;
+    /// let order = Job::new("order", |step: Step, item: String| async move {
+    ///     let decision = step
+    ///         .race("decision")
+    ///         .arm("approved", step.wait_signal::<bool>("approval", "approved"))
+    ///         .arm("timed-out", async {
+    ///             step.sleep("patience", Duration::from_secs(86_400)).await?;
+    ///             step.run("refuse", || async { Ok(false) }).await
+    ///         })
+    ///         .await?;
+    ///     Ok(format!("{item}: {} ({})", decision.arm(), decision.value()))
+    /// });
+    /// ```
+    #[track_caller]
+    pub fn race<'a, T>(&self, key: impl Into<StepKey>) -> StepRace<'a, T> {
+        StepRace::new(self.claim(key.into(), Location::caller()))
+    }
+
+    /// Work on many items, up to ten million, some of them at a time, with one step's overhead for a thousand.
+    ///
+    /// Items that are done are stored in batches of up to 1,024 items, 64 KiB or 20 ms, whatever comes first; after a crash, at
+    /// most those of the last batches run again, and an item whose batch is on disk never does. So each runs at least once; give
+    /// [`ItemCx::effect_key`] to services that take an idempotency key. The result comes in the items' order when all of it is on
+    /// disk. The run's progress is reported as items are done. When the runtime shuts down no more items are begun, and the rest
+    /// goes on after the next start.
+    ///
+    /// Items must be the same on every replay: a fingerprint of their JSON is stored, not the items. They are no steps: a step
+    /// inside of an item's body ends the run as one in a step's body does. Outputs count into the 256 MiB of checkpoints of a
+    /// run, 6 bytes more each: about a million of 250 bytes. Items that give `()` cost some bits. Outputs are in memory until
+    /// they are all given.
+    ///
+    /// # Errors
+    /// The first item's that fails: the others are dropped, what was done is stored, and a resume goes on with the rest; with
+    /// [`collect_failures`](StepMap::collect_failures) the items' failures are part of the result. A changed number of items, or
+    /// other ones, ends the run with [`ErrorKind::CheckpointMismatch`](crate::ErrorKind::CheckpointMismatch).
+    ///
+    /// # Cancel safety
+    /// Dropped, the items under way are dropped, and the next call of the key goes on with what is stored.
+    ///
+    /// ```
+    /// # use durably::{Durably, Job, Step};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), durably::Error> {
+    /// let squares = Job::new("squares", |step: Step, count: u64| async move {
+    ///     let squares = step.map("squares", 0..count).concurrency(32).run(|n| async move { Ok(n * n) }).await?;
+    ///     Ok(squares.iter().sum::<u64>())
+    /// });
+    /// let durably = Durably::in_memory().await?;
+    /// let squares = durably.register(squares)?;
+    /// assert_eq!(squares.trigger(1_000).await?.output().await?, 332_833_500);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn map<'a, I>(&self, key: impl Into<StepKey>, items: impl IntoIterator<Item = I>) -> StepMap<'a, I> {
+        StepMap::new(self.claim(key.into(), Location::caller()), items.into_iter().collect())
     }
 
     fn begin<'a, T>(&self, key: StepKey, at: &'static Location<'static>, body: run::Body<'a, T>) -> StepRun<'a, T> {

@@ -305,8 +305,7 @@ impl<'a, T: Serialize + DeserializeOwned> Try<'a, T> {
         let execution = outcome.ticket.execution.clone();
         let bytes = outcome.told.record.len() - outcome.told.output_at + outcome.told.step.len() + 64;
         if !execution.count_bytes(bytes) {
-            let most = crate::limits::STEPS_BYTES_MAX;
-            execution.fail(ErrorKind::OverLimit, format!("the checkpoints of a run can't be more than {most} bytes"));
+            execution.fail_over_bytes();
             return State::Never;
         }
         match execution.means.store.try_admit_body(bytes) {
@@ -407,6 +406,19 @@ pub(super) async fn record_failure<T>(
 ) -> JobResult<T> {
     let mut record = error.into_record();
     record.step = Some(ticket.key.to_string());
+    record_outcome(&mut ticket, kind, started_at, Some(&record), &[]).await;
+    ticket.done = true;
+    Err(JobError::from_record(record))
+}
+
+/// Records a step's outcome that no try of a body gave: an error, or else an output. It comes back once that is on disk, and never if it does not count.
+pub(super) async fn record_outcome(
+    ticket: &mut Ticket,
+    kind: StepKind,
+    started_at: Timestamp,
+    error: Option<&ErrorRecord>,
+    output: &[u8],
+) {
     let execution = ticket.execution.clone();
     let header = StepRecordRef {
         key: &ticket.key,
@@ -416,12 +428,19 @@ pub(super) async fn record_failure<T>(
         started_at,
         completed_at: execution.now(),
         attempts: 1,
-        error: Some(&record),
+        error,
         open: None,
         tries: &[],
     };
     let mut sealed = Vec::new();
-    let Ok(output_at) = codec::seal_into(&mut sealed, &header, |_| Ok::<(), Infallible>(()));
+    let Ok(output_at) = codec::seal_into(&mut sealed, &header, |out| {
+        out.extend_from_slice(output);
+        Ok::<(), Infallible>(())
+    });
+    if !execution.count_bytes(sealed.len()) {
+        execution.fail_over_bytes();
+        return never().await;
+    }
     let admitted = execution.means.store.admit_body(sealed.len()).await;
     let told = StepTold {
         step: ticket.key.clone(),
@@ -429,20 +448,16 @@ pub(super) async fn record_failure<T>(
         duration: execution.now().since(started_at),
         record: sealed.into(),
         output_at,
-        error: Some(Box::new(record.clone())),
+        error: error.map(|record| Box::new(record.clone())),
     };
     ticket.handed = Some(execution.hand_over(told, admitted));
-    match poll_fn(|cx| poll_recorded(&mut ticket, cx)).await {
-        Some(_) => {
-            ticket.done = true;
-            Err(JobError::from_record(record))
-        }
-        None => never().await,
+    if poll_fn(|cx| poll_recorded(ticket, cx)).await.is_none() {
+        never().await
     }
 }
 
 /// A value as it reads back from what is stored: the body gets what a replay will give it.
-fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T> {
+pub(super) fn read_back<T: DeserializeOwned>(bytes_max: usize, json: &[u8]) -> JobResult<T> {
     if json.len() > bytes_max {
         let message = format!("checkpoint of {} bytes is over the limit of {bytes_max}", json.len());
         return Err(JobError::of_kind(ErrorKind::OverLimit, message));
@@ -515,7 +530,7 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
         ReplayOutcome::Stored => Ok(stored(&ticket.execution.clone(), index).await),
         ReplayOutcome::Output(json) => Ok(json),
         ReplayOutcome::Failed(record) => Err(record),
-        ReplayOutcome::Open(_) => never().await,
+        ReplayOutcome::Open(_) | ReplayOutcome::Items(_) => never().await,
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) mod pending;
 mod query;
 pub(crate) mod read;
 mod reserve;
+mod schedules;
 mod stage;
 mod steps;
 pub(crate) mod tables;

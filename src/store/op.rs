@@ -14,6 +14,7 @@ use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
 use crate::run::{Explanation, LogLevel, RunStatus};
+use crate::schedule::{Missed, Timetable};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
@@ -68,6 +69,10 @@ pub(crate) enum Op {
     /// A step triggers a run.
     Spawn(Box<Call<Spawn, Settled>>),
     Signal(Box<Call<Signal, ()>>),
+    Schedule(Call<Box<NewSchedule>, ()>),
+    ChangeSchedule(Call<(Arc<str>, Change), ()>),
+    /// Trigger what a schedule triggers, now.
+    Fire(Call<Arc<str>, Triggered>),
     // Boxed: an operation is moved five times on its way, and most are checkpoints.
     End(Box<Call<End, Accepted>>),
     Notes(Box<Call<NotesOf, Accepted>>),
@@ -114,6 +119,7 @@ impl Op {
             Op::Await(call) => call.request.record.bytes() + 64,
             Op::Spawn(call) => call.request.child.bytes(),
             Op::Signal(call) => call.request.payload.len() + 128,
+            Op::Schedule(call) => call.request.run.bytes() + 512,
             Op::End(call) => match &call.request.outcome {
                 Outcome::Completed(output) => output.len() + 256,
                 Outcome::Continued(next) => next.input.len() + 1_024,
@@ -157,6 +163,9 @@ impl Op {
             Op::Await(call) => call.settle(failure),
             Op::Spawn(call) => call.settle(failure),
             Op::Signal(call) => call.settle(failure),
+            Op::Schedule(call) => call.settle(failure),
+            Op::ChangeSchedule(call) => call.settle(failure),
+            Op::Fire(call) => call.settle(failure),
             Op::End(call) => call.settle(failure),
             Op::Notes(call) => call.settle(failure),
             Op::Pause(call) => call.settle(failure),
@@ -229,10 +238,59 @@ pub(crate) struct NewRun {
     pub(crate) retriggered_from: Option<RunId>,
     pub(crate) forked: Option<Box<Forked>>,
     pub(crate) parent: Option<Parent>,
-    pub(crate) not_before: Option<Timestamp>,
+    pub(crate) not_before: Option<NotBefore>,
     /// How long after its trigger it must have ended.
     pub(crate) deadline: Option<Duration>,
     pub(crate) priority: i8,
+    /// The schedule that asks for it, and its due time.
+    pub(crate) schedule: Option<(Arc<str>, Option<Timestamp>)>,
+}
+
+/// When a run may start first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotBefore {
+    At(Timestamp),
+    /// So long after the run is created, by the clock that says when that is.
+    After(Duration),
+}
+
+impl NotBefore {
+    /// The moment, for a run created now; `None` if that is over.
+    pub(crate) fn moment(self, now: Timestamp) -> Option<Timestamp> {
+        let at = match self {
+            NotBefore::At(at) => at,
+            NotBefore::After(delay) => now.saturating_add(delay),
+        };
+        (at > now).then_some(at)
+    }
+
+    /// Milliseconds of a delay.
+    pub(crate) fn delay_ms(self) -> Option<u64> {
+        match self {
+            NotBefore::At(_) => None,
+            NotBefore::After(delay) => Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+/// A schedule to be registered.
+#[derive(Debug, Clone)]
+pub(crate) struct NewSchedule {
+    pub(crate) name: Arc<str>,
+    pub(crate) timetable: Timetable,
+    pub(crate) expression: String,
+    pub(crate) time_zone: String,
+    pub(crate) missed: Missed,
+    /// What every firing asks for.
+    pub(crate) run: NewRun,
+}
+
+/// What is to become of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Pause,
+    Resume,
+    Remove,
 }
 
 /// The checkpoints that a run begins with.
@@ -330,6 +388,8 @@ pub(crate) struct Checkpoint {
     pub(crate) run: RunId,
     pub(crate) generation: Generation,
     pub(crate) told: StepTold,
+    /// It is a part of a step, and no outcome: nobody is told.
+    pub(crate) part: bool,
     /// What was noted since the run's last write.
     pub(crate) notes: Option<Box<Notes>>,
 }

@@ -11,14 +11,16 @@ use super::tables::Table;
 use super::view::{Rows, View};
 use super::{Fault, Store};
 use crate::codec::records::{ErrorRecord, JobRecord, LogRecord, RunRecord, StateRecord, StepRecord};
+use crate::codec::segment::{MapHeader, SegmentHead};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::JobNumber;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
 use crate::run::{
-    LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
+    ItemCounts, LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
 };
+use crate::schedule::Scheduled;
 
 /// The names of jobs by number; they never change, so readers keep them.
 pub(super) type Names = BTreeMap<JobNumber, Arc<str>>;
@@ -39,7 +41,12 @@ pub(crate) struct ReplayStep {
     pub(crate) index: u32,
     pub(crate) kind: StepKind,
     pub(crate) version: u32,
+    /// Of all of its records.
     pub(crate) bytes: usize,
+    /// Itself, and its parts.
+    pub(crate) records: u32,
+    /// Of its own record, or of its last part.
+    pub(crate) last_index: u32,
     pub(crate) outcome: ReplayOutcome,
 }
 
@@ -51,6 +58,19 @@ pub(crate) enum ReplayOutcome {
     Failed(ErrorRecord),
     /// It waits for what this says.
     Open(Box<StepRecord>),
+    /// A map, decided or not.
+    Items(Box<StoredItems>),
+}
+
+/// What is stored of a map.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredItems {
+    /// A [`MapHeader`](crate::codec::segment::MapHeader).
+    pub(crate) header: Bytes,
+    /// The indexes of its segments.
+    pub(crate) segments: Vec<u32>,
+    /// `None`: not all of its items are done.
+    pub(crate) outcome: Option<Result<(), ErrorRecord>>,
 }
 
 /// The steps of a run that has not ended, at one moment.
@@ -120,7 +140,12 @@ impl Store {
                 None => Vec::new(),
             };
             view.steps(run, &mut |index, row| {
-                steps.push(step_info(run, index, &row, &unused)?);
+                let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+                if record.kind == StepKind::SEGMENT {
+                    count_items(&mut steps, &output);
+                } else {
+                    steps.push(step_info(run, index, record, &output, &unused)?);
+                }
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
@@ -144,13 +169,24 @@ impl Store {
     /// A run's checkpoints, for its next execution.
     pub(crate) async fn replay(&self, run: RunId) -> Result<Vec<ReplayStep>, Error> {
         self.read(move |view| {
-            let mut steps = Vec::new();
+            let mut steps: Vec<ReplayStep> = Vec::new();
             let mut kept = 0;
             view.steps(run, &mut |index, row| {
                 let key = keys::of_run(run, index);
                 let (record, output) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
+                if record.kind == StepKind::SEGMENT {
+                    take_up(&mut steps, index, &output, row.len());
+                    return Ok(ControlFlow::Continue(()));
+                }
                 let (kind, version, key) = (kind(&record, &key)?, record.version, record.key.clone());
                 let outcome = match record.error {
+                    error if kind == StepKind::Map => {
+                        let outcome = match error {
+                            Some(error) => Some(Err(error)),
+                            None => record.open.is_none().then_some(Ok(())),
+                        };
+                        ReplayOutcome::Items(Box::new(StoredItems { header: output, segments: Vec::new(), outcome }))
+                    }
                     _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
                     None if output.len() <= REPLAY_INLINE_BYTES_MAX && kept + output.len() <= REPLAY_BYTES_MAX => {
@@ -159,10 +195,41 @@ impl Store {
                     }
                     None => ReplayOutcome::Stored,
                 };
-                steps.push(ReplayStep { key, index, kind, version, bytes: row.len(), outcome });
+                let (records, last_index, bytes) = (1, index, row.len());
+                steps.push(ReplayStep { key, index, kind, version, bytes, records, last_index, outcome });
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(steps)
+        })
+        .await
+    }
+
+    /// The segments of these indexes.
+    pub(crate) async fn segments(&self, run: RunId, indexes: Vec<u32>) -> Result<Vec<Bytes>, Error> {
+        self.read(move |view| {
+            let mut segments = Vec::with_capacity(indexes.len());
+            for index in &indexes {
+                let key = keys::of_run(run, *index);
+                let row =
+                    view.step(run, *index)?.ok_or_else(|| Corrupted::new(Table::Steps, &key, "row is missing"))?;
+                segments.push(codec::open::<StepRecord>(Table::Steps, &key, &row)?.1);
+            }
+            Ok(segments)
+        })
+        .await
+    }
+
+    /// The indexes of the segments that a map has.
+    pub(crate) async fn segments_of(&self, run: RunId, map: u32) -> Result<Vec<u32>, Error> {
+        self.read(move |view| {
+            let mut found = Vec::new();
+            view.steps(run, &mut |index, row| {
+                let (record, payload) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+                let head = SegmentHead::of(&payload).filter(|_| record.kind == StepKind::SEGMENT);
+                found.extend(head.filter(|head| head.map == map).map(|_| index));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(found)
         })
         .await
     }
@@ -252,6 +319,7 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         parent: record.parent,
         not_before: record.not_before,
         deadline: record.deadline.filter(|_| !state.resumed),
+        schedule: record.schedule.map(|(name, due)| Scheduled { name, due }),
         retriggered_from: record.retriggered_from,
         forked_from: record.forked_from,
         continued_from: record.continued_from,
@@ -262,11 +330,36 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
     })
 }
 
-fn step_info(run: RunId, index: u32, row: &Bytes, unused: &[u32]) -> Result<StepInfo, Fault> {
+/// Adds a segment's items to its map, which has a smaller index and so was read before.
+fn count_items(steps: &mut [StepInfo], payload: &[u8]) {
+    let Some(head) = SegmentHead::of(payload) else { return };
+    let Ok(at) = steps.binary_search_by_key(&head.map, |step| step.index) else { return };
+    if let Some(items) = &mut steps[at].items {
+        items.completed += u64::from(head.completed);
+        items.failed += u64::from(head.failed);
+    }
+}
+
+/// The same for the next execution.
+fn take_up(steps: &mut [ReplayStep], index: u32, payload: &Bytes, bytes: usize) {
+    let Some(head) = SegmentHead::of(payload) else { return };
+    let Ok(at) = steps.binary_search_by_key(&head.map, |step| step.index) else { return };
+    let step = &mut steps[at];
+    (step.bytes, step.records, step.last_index) = (step.bytes + bytes, step.records + 1, index);
+    if let ReplayOutcome::Items(items) = &mut step.outcome {
+        items.segments.push(index);
+    }
+}
+
+fn step_info(run: RunId, index: u32, record: StepRecord, output: &Bytes, unused: &[u32]) -> Result<StepInfo, Fault> {
     let key = &keys::of_run(run, index)[..];
-    let (record, output) = codec::open::<StepRecord>(Table::Steps, key, row)?;
     let kind = kind(&record, key)?;
+    let items = (kind == StepKind::Map).then(|| {
+        let header: Option<MapHeader> = serde_json::from_slice(output).ok();
+        ItemCounts { total: header.map_or(0, |header| header.items), ..ItemCounts::default() }
+    });
     let status = match (&record.open, &record.error) {
+        (Some(_), _) if items.is_some() => StepStatus::Running,
         (Some(_), _) => StepStatus::Waiting,
         (None, Some(_)) => StepStatus::Failed,
         (None, None) => StepStatus::Completed,
@@ -280,8 +373,13 @@ fn step_info(run: RunId, index: u32, row: &Bytes, unused: &[u32]) -> Result<Step
         version: record.version,
         unused: unused.contains(&index),
         status,
-        waiting_for: record.open.map(|open| WaitingFor { until: open.due, signal: open.signal, run: open.run }),
-        output: if status == StepStatus::Completed { Some(json(Table::Steps, key, &output)?) } else { None },
+        waiting_for: record.open.filter(|_| items.is_none()).map(|open| WaitingFor {
+            until: open.due,
+            signal: open.signal,
+            run: open.run,
+        }),
+        items,
+        output: if status == StepStatus::Completed { Some(json(Table::Steps, key, output)?) } else { None },
         error: record.error.map(Into::into),
         attempts: record.attempts,
         tries,
@@ -326,7 +424,7 @@ fn log_line(run: RunId, key: &[u8], row: &Bytes) -> Result<LogLine, Fault> {
 }
 
 /// A stored payload. An empty one is null.
-fn json(table: Table, key: &[u8], bytes: &[u8]) -> Result<Value, Fault> {
+pub(super) fn json(table: Table, key: &[u8], bytes: &[u8]) -> Result<Value, Fault> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

@@ -21,6 +21,8 @@
 //! | [`Table::Children`] | parent, child | whether the child goes its own way: one byte |
 //! | [`Table::Awaiters`] | awaited run, waiting run, its step `u32` | – |
 //! | [`Table::Throttles`] | `0`, job `u32`; or `1`, concurrency key | `ThrottleRecord` |
+//! | [`Table::Schedules`] | schedule's name | `ScheduleRecord`, payload the input |
+//! | [`Table::Standings`] | schedule's name | `StandingRecord`: when it is due next, what has fired |
 //!
 //! Numbers in keys are big endian, so that bytes sort as numbers do. All but the first three are *logical* tables: their
 //! rows may still be in the journal, and every read goes through tables and tail together.
@@ -67,10 +69,12 @@ pub(crate) enum Table {
     Children = 13,
     Awaiters = 14,
     Throttles = 15,
+    Schedules = 16,
+    Standings = 17,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 16] = [
+    pub(crate) const ALL: [Table; 18] = [
         Table::Jobs,
         Table::Runs,
         Table::States,
@@ -87,6 +91,8 @@ impl Table {
         Table::Children,
         Table::Awaiters,
         Table::Throttles,
+        Table::Schedules,
+        Table::Standings,
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Table> {
@@ -111,6 +117,8 @@ impl Table {
             Table::Children => "children",
             Table::Awaiters => "awaiters",
             Table::Throttles => "throttles",
+            Table::Schedules => "schedules",
+            Table::Standings => "standings",
         }
     }
 

@@ -19,12 +19,14 @@ use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
 use super::{Fault, Store, journal, steps};
 use crate::codec::records::{
-    JobRecord, LineRecord, LogRecord, RunRecord, SleepRecord, StateRecord, StepRecord, TallyRecord, ThrottleRecord,
+    JobRecord, LineRecord, LogRecord, RunRecord, ScheduleRecord, SleepRecord, StandingRecord, StateRecord, StepRecord,
+    TallyRecord, ThrottleRecord,
 };
+use crate::codec::segment::{MapHeader, Segment, SegmentHead};
 use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
 use crate::id::RunId;
-use crate::run::RunStatus;
+use crate::run::{RunStatus, StepKind};
 use crate::time::{SystemClock, Timestamp};
 
 /// Problems that are listed; more are counted only.
@@ -164,6 +166,7 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
     audit.steps()?;
     audit.indexes()?;
     audit.throttles()?;
+    audit.schedules()?;
     audit.counts()?;
     audit.stored_once()?;
     Ok(audit.found)
@@ -376,10 +379,15 @@ impl Audit<'_, '_> {
             Ok(ControlFlow::Continue(()))
         })?;
         for run in runs {
-            let mut count = 0;
+            let (mut count, mut maps) = (0, BTreeMap::new());
             let read = view.steps(run, &mut |index, record| {
                 count += 1;
-                drop(self.decoded::<StepRecord>(Table::Steps, &keys::of_run(run, index), &record));
+                let key = keys::of_run(run, index);
+                let wrong = match codec::open::<StepRecord>(Table::Steps, &key, &record) {
+                    Ok((step, payload)) => wrong_with_items(&mut maps, index, &step, &payload),
+                    Err(row) => Some(row.reason),
+                };
+                wrong.into_iter().for_each(|what| self.problem("steps", &key, what));
                 Ok(ControlFlow::Continue(()))
             });
             match read {
@@ -506,6 +514,29 @@ impl Audit<'_, '_> {
         })
     }
 
+    /// Schedules: a definition and a standing each, of a job that has a name.
+    fn schedules(&mut self) -> Result<(), Fault> {
+        self.each(Table::Schedules, |audit, key, row| {
+            audit.has(Table::Standings, key, "a schedule is not in it")?;
+            if let Some(record) = audit.decoded::<ScheduleRecord>(Table::Schedules, key, &row)
+                && !audit.jobs.contains(&record.job)
+            {
+                audit.problem("schedules", key, "its job has no name");
+            }
+            Ok(())
+        })?;
+        self.each(Table::Standings, |audit, key, row| {
+            audit.has(Table::Schedules, key, "a standing is of no schedule in it")?;
+            if let Some(standing) = audit.decoded::<StandingRecord>(Table::Standings, key, &row)
+                && standing.paused
+                && standing.next.is_some()
+            {
+                audit.problem("standings", key, "paused, and due");
+            }
+            Ok(())
+        })
+    }
+
     fn counts(&mut self) -> Result<(), Fault> {
         let mut expected = std::mem::take(&mut self.tallies);
         self.each(Table::Tallies, |audit, key, row| {
@@ -570,4 +601,28 @@ impl Audit<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// What is wrong with a record of a map or of its items, which come after it; `maps` has the items of those seen.
+fn wrong_with_items(
+    maps: &mut BTreeMap<u32, u64>,
+    index: u32,
+    step: &StepRecord,
+    payload: &[u8],
+) -> Option<&'static str> {
+    if step.kind == StepKind::Map.to_byte() {
+        return match serde_json::from_slice::<MapHeader>(payload) {
+            Ok(header) => maps.insert(index, header.items).map(|_| "a map that was there already"),
+            // One whose items could not be told has failed before anything of them.
+            Err(_) if payload.is_empty() && step.error.is_some() => None,
+            Err(_) => Some("what its items are can't be read"),
+        };
+    }
+    if step.kind != StepKind::SEGMENT {
+        return None;
+    }
+    let Some(items) = SegmentHead::of(payload).and_then(|head| maps.get(&head.map)) else {
+        return Some("a segment without its map");
+    };
+    Segment::decode(payload, *items, &mut |_| {}).err()
 }

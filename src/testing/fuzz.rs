@@ -11,22 +11,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::codec::records::{
-    ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, StateRecord, StepRecord, TallyRecord,
-    ThrottleRecord, TryRecord, WaitRecord,
+    ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, ScheduleRecord, StandingRecord,
+    StateRecord, StepRecord, TallyRecord, ThrottleRecord, TryRecord, WaitRecord,
 };
+use crate::codec::segment::{Segment, SegmentHead, Stored};
 use crate::codec::{self, BlobRef, keys};
 use crate::id::RunId;
 use crate::job::{Job, fingerprint};
 use crate::run::{RunFilter, RunStatus};
+use crate::schedule::Timetable;
 use crate::store::tables::Table;
 use crate::store::{is_block_of_steps, is_journal_row};
 use crate::time::Timestamp;
 use crate::trigger::labels;
 
 /// Tables with records, numbered as [`record`] takes them.
-pub const TABLES: u8 = 10;
+pub const TABLES: u8 = 12;
 /// A block of steps, which has no envelope of its own.
-const BLOCK: u8 = 9;
+const BLOCK: u8 = 11;
 
 /// Reads bytes as the record of a table. `checksummed`: they get the envelope that makes them look whole. What can be read is
 /// the same once it is written again.
@@ -54,6 +56,8 @@ pub fn record(table: u8, bytes: &[u8], checksummed: bool) -> bool {
         6 => check::<LineRecord>(Table::ByStatus, &bytes),
         7 => check::<TallyRecord>(Table::Tallies, &bytes),
         8 => check::<ThrottleRecord>(Table::Throttles, &bytes),
+        9 => check::<ScheduleRecord>(Table::Schedules, &bytes),
+        10 => check::<StandingRecord>(Table::Standings, &bytes),
         _ => is_block_of_steps(&bytes),
     }
 }
@@ -95,6 +99,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 not_before: Some(at),
                 deadline: Some(at),
                 ticket: None,
+                schedule: Some((text(), Some(at))),
             };
             codec::seal(&record, b"{\"a\":1}")
         }
@@ -153,6 +158,31 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
             let (rate, window) = (Some((2, seed)), Some((at, 3)));
             codec::seal(&ThrottleRecord { paused_at: Some(at), rate, window }, &[])
         }
+        9 => {
+            let record = ScheduleRecord {
+                job: 1,
+                expression: text(),
+                time_zone: text(),
+                missed: 2,
+                missed_max: 9,
+                keys: vec![(text(), 2)],
+                on_conflict: 3,
+                max_queued: Some(4),
+                priority: -1,
+                labels: vec![(text(), text())],
+                delay_ms: Some(seed),
+                deadline_ms: Some(seed),
+                version: 1,
+                fingerprint: [7; 16],
+                created_at: at,
+            };
+            codec::seal(&record, b"{\"a\":1}")
+        }
+        10 => {
+            let (next, last_due) = (Some(at), Some(at));
+            let standing = StandingRecord { paused: false, next, last_due, last_run: run, fired: vec![(at, at); 3] };
+            codec::seal(&standing, &[])
+        }
         _ => {
             let record = text();
             let length = (record.len() as u32).to_le_bytes();
@@ -161,6 +191,20 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
     };
     sealed.get(5..).unwrap_or_default().to_vec()
+}
+
+/// Reads bytes as a segment of a map's items.
+pub fn segment(bytes: &[u8], items: u64) -> bool {
+    let mut stored = 0;
+    let read = Segment::decode(bytes, items, &mut |part| {
+        match part {
+            Stored::Nulls(range) => assert!(range.end <= items),
+            Stored::Output(item, _) | Stored::Failed(item, _) => assert!(item < items),
+        }
+        stored += 1;
+    });
+    assert!(read.is_err() || SegmentHead::of(bytes).is_some());
+    read.is_ok() && stored > 0
 }
 
 /// Reads bytes as a row of the journal. `checksummed`: their checksum is made right first.
@@ -315,4 +359,27 @@ pub fn filter(bytes: &[u8]) -> bool {
         }
     }
     valid
+}
+
+/// Takes text as the expression and the zone of a schedule, two lines, and numbers as a moment. What is accepted is due after
+/// every moment that calendars reach, later each time, and named the same by whatever is asked for it.
+#[expect(clippy::expect_used, reason = "a harness: what does not hold is to be loud")]
+pub fn schedule(text: &str, after: u64) -> bool {
+    let (expression, zone) = text.split_once('\n').unwrap_or((text, "UTC"));
+    let Ok(timetable) = Timetable::parse(expression, zone) else { return false };
+    let mut at = Timestamp::from_millis(after);
+    for _ in 0..3 {
+        let Some(next) = timetable.next_after(at) else {
+            assert!(at.as_millis() > 240_000_000_000_000, "{expression} in {zone} is not due after {at}");
+            break;
+        };
+        assert!(next > at, "{expression} in {zone} is due at {next}, asked for what is after {at}");
+        // Asked from just before it, it is due then.
+        let before = Timestamp::from_millis(next.as_millis() - 1);
+        assert_eq!(timetable.next_after(before.max(at)), Some(next), "{expression} in {zone} after {before}");
+        at = next;
+    }
+    let again = Timetable::parse(expression, zone).expect("what was accepted is accepted again");
+    assert_eq!(again.next_after(at), timetable.next_after(at));
+    true
 }

@@ -1,7 +1,9 @@
 //! What a label, a key and a name may look like.
 
 use crate::error::Error;
-use crate::limits::{JOB_NAME_BYTES_MAX, KEY_BYTES_MAX, LABEL_KEY_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX};
+use crate::limits::{
+    JOB_NAME_BYTES_MAX, KEY_BYTES_MAX, LABEL_KEY_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, SCHEDULE_NAME_BYTES_MAX,
+};
 
 fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'/' | b'-'))
@@ -36,11 +38,20 @@ pub(crate) fn check_key(option: &'static str, key: &str) -> Result<(), Error> {
 
 /// Checks a job's name.
 pub(crate) fn check_job_name(name: &str) -> Result<(), Error> {
-    within("job name", name.len(), JOB_NAME_BYTES_MAX)?;
+    check_name("job name", name, JOB_NAME_BYTES_MAX)
+}
+
+/// Checks a schedule's name.
+pub(crate) fn check_schedule_name(name: &str) -> Result<(), Error> {
+    check_name("schedule name", name, SCHEDULE_NAME_BYTES_MAX)
+}
+
+fn check_name(option: &'static str, name: &str, bytes_max: usize) -> Result<(), Error> {
+    within(option, name.len(), bytes_max)?;
     if is_plain(name) {
         return Ok(());
     }
-    Err(Error::InvalidOption { option: "job name", value: shown(name), rule: "1 to 128 bytes of [A-Za-z0-9._/-]" })
+    Err(Error::InvalidOption { option, value: shown(name), rule: "1 to 128 bytes of [A-Za-z0-9._/-]" })
 }
 
 pub(crate) fn within(what: &'static str, bytes: usize, bytes_max: usize) -> Result<(), Error> {

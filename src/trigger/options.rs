@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::id::RunId;
 use crate::job::fingerprint;
 use crate::limits::RUN_KEYS_MAX;
-use crate::store::op::{Concurrency, Idempotency, NewRun};
+use crate::store::op::{Concurrency, Idempotency, NewRun, NotBefore};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
@@ -25,6 +25,7 @@ pub(crate) struct Options {
     pub(crate) on_conflict: OnConflict,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) not_before: Option<NotBefore>,
 }
 
 /// An input with the options of its trigger, for a batch.
@@ -125,6 +126,24 @@ macro_rules! trigger_options {
             /// long after its trigger, in milliseconds, instead of what its [job](crate::Job::deadline) says.
             pub fn deadline(mut self, deadline: std::time::Duration) -> Self {
                 self.$($field).+.deadline = Some(deadline);
+                self
+            }
+
+            /// Start the run this long after it is created and no sooner, by the wall clock, to the millisecond; without it,
+            /// as soon as there is room. Until then it is pending, stands in no line, and holds no key and no slot.
+            ///
+            /// A new run that [replaces](crate::OnConflict::Replace) one that waits has a moment of its own, whatever that of
+            /// the other: a delay, a concurrency key and `Replace` start one run once no trigger has come for that long.
+            /// Replaces [`at`](Self::at).
+            pub fn delay(mut self, delay: std::time::Duration) -> Self {
+                self.$($field).+.not_before = Some($crate::store::op::NotBefore::After(delay));
+                self
+            }
+
+            /// Start the run at this moment of the wall clock and no sooner, as with [`delay`](Self::delay), which this
+            /// replaces. One that is over already delays nothing.
+            pub fn at(mut self, at: $crate::Timestamp) -> Self {
+                self.$($field).+.not_before = Some($crate::store::op::NotBefore::At(at));
                 self
             }
 
@@ -233,8 +252,9 @@ impl Options {
             retriggered_from,
             forked: None,
             parent: None,
-            not_before: None,
+            not_before: self.not_before,
             deadline: self.deadline,
+            schedule: None,
             priority: self.priority,
         })
     }

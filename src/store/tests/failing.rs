@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::id::RunId;
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, Op, Triggered};
+use crate::schedule::{Missed, Timetable};
+use crate::store::op::{Accepted, NewSchedule, Op, Triggered};
 use crate::store::tests::world::{Disk, Fails, Hand, Plan, World, json, new};
 use crate::trigger::{Disposition, OnConflict};
 
@@ -389,4 +390,71 @@ fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
     assert_eq!(world.starts(), [(pending, 2)]);
     assert_eq!(world.runs().len(), 2);
     assert_eq!(world.complete(pending, 2), Accepted::Recorded);
+}
+
+/// Registers a schedule that is named as its expression.
+fn every(world: &World, interval: &str) {
+    let (expression, time_zone) = (format!("@every {interval}"), "UTC".to_owned());
+    let timetable = Timetable::parse(&expression, &time_zone).expect("is allowed");
+    let (name, run) = (interval.into(), new("due"));
+    let new = NewSchedule { name, timetable, expression, time_zone, missed: Missed::All(9), run };
+    world.ask(Op::Schedule, Box::new(new)).expect("registers");
+}
+
+/// What has fired, by due time in seconds.
+fn fired(world: &World) -> Vec<(u64, String)> {
+    let scheduled = world.runs().into_iter().filter_map(|run| run.schedule);
+    let mut fired: Vec<_> = scheduled.map(|of| (of.due.expect("not by hand").as_millis() / 1_000, of.name)).collect();
+    fired.sort();
+    fired
+}
+
+#[test]
+fn a_due_time_fires_once_whatever_operation_fails() {
+    for (fails, opens) in
+        [(Fails::Before, None), (Fails::After, None), (Fails::Before, Some(1)), (Fails::After, Some(1))]
+    {
+        for at in 0.. {
+            let world = World::new();
+            world.register(&[("a", 9)]);
+            every(&world, "20s");
+            every(&world, "30s");
+            // From 1,000 s on.
+            world.clock.advance(Duration::from_secs(20));
+            world.disk.plan(Plan { at, fails, opens });
+            world.ask(Op::Stats, ()).expect("is answered");
+            let is_over = world.disk.is_untouched();
+            world.disk.plan(None);
+            world.clock.advance(Duration::from_secs(20));
+            world.ask(Op::Stats, ()).expect("is answered");
+            let expected = [(1_020, "20s".to_owned()), (1_020, "30s".to_owned()), (1_040, "20s".to_owned())];
+            assert_eq!(fired(&world), expected, "{fails:?} {opens:?} {at}");
+            if is_over {
+                assert!(at > 3, "nothing was written");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_due_time_fires_once_whenever_the_process_is_killed() {
+    let world = World::new();
+    world.register(&[("a", 9)]);
+    every(&world, "20s");
+    world.disk.record();
+    for _ in 0..2 {
+        world.clock.advance(Duration::from_secs(20));
+        world.ask(Op::Stats, ()).expect("is answered");
+    }
+    let history = world.disk.history();
+    assert!(history.len() > 3, "nothing was written");
+    for (at, (live, durable)) in history.into_iter().enumerate() {
+        for image in [live, durable] {
+            let clock = Hand::at(1_041_000);
+            let world = World::open(Disk::of(image, &clock), &clock, |_| {});
+            world.ask(Op::Stats, ()).expect("is answered");
+            assert_eq!(fired(&world), [(1_020, "20s".to_owned()), (1_040, "20s".to_owned())], "image {at}");
+        }
+    }
 }

@@ -361,7 +361,7 @@ impl World {
             output_at,
             error: None,
         };
-        Checkpoint { run, generation, told, notes: None }
+        Checkpoint { run, generation, told, part: false, notes: None }
     }
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {
@@ -456,6 +456,7 @@ pub(super) fn new(input: &str) -> NewRun {
         not_before: None,
         deadline: None,
         priority: 0,
+        schedule: None,
     }
 }
 

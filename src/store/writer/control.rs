@@ -6,14 +6,14 @@ use super::execution::line_of;
 use super::triggers::{expired, queued};
 use super::turn::{Effect, Loaded, Turn};
 use super::{Fault, Writer};
-use crate::codec::records::{LineRecord, StateRecord, StepRecord};
+use crate::codec::records::{LineRecord, StateRecord, StepRecord, WaitRecord};
 use crate::codec::{self, keys};
 use crate::engine::{Action, Awaited, Event as EngineEvent, JobNumber, Keys, refuse};
 use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::run::RunStatus;
+use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Purge, Purged, Resume, Targets};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
@@ -169,14 +169,22 @@ impl Writer {
     fn clear_failures(&mut self, turn: &mut Turn<'_>, run: RunId, which: impl Fn(&str) -> bool) -> Result<(), Fault> {
         let mut cleared = Vec::new();
         turn.rows().steps(run, &mut |index, row| {
-            let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-            if (step.error.is_some() || !step.tries.is_empty() && step.open.is_some()) && which(&step.key) {
-                cleared.push(index);
+            let (step, payload) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+            let failed = step.error.is_some() || (step.open.is_some() && !step.tries.is_empty());
+            if failed && which(&step.key) {
+                cleared.push((index, step, payload));
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for index in cleared {
-            turn.stage.change_steps(run, Change::Remove(index));
+        for (index, step, payload) in cleared {
+            let change = if step.kind == StepKind::Map.to_byte() && !payload.is_empty() {
+                // The items that are done stay done.
+                let open = StepRecord { error: None, open: Some(WaitRecord::default()), ..step };
+                Change::Put(index, codec::seal(&open, &payload).into())
+            } else {
+                Change::Remove(index)
+            };
+            turn.stage.change_steps(run, change);
         }
         Ok(())
     }

@@ -109,18 +109,20 @@ impl Writer {
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
-        let Checkpoint { run, generation, ref told, ref notes } = *step;
+        let Checkpoint { run, generation, ref told, ref notes, part } = *step;
         let keep_logs = self.config.keep_logs;
         let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
         let noted = notes.as_ref().is_some_and(|notes| write_notes(turn, run, &mut body.state, notes, keep_logs));
         body.state.steps_bytes += told.record.len() as u64;
         turn.stage.change_steps(run, Change::Put(told.index, told.record.clone()));
-        if told.error.is_none() {
+        if told.error.is_none() && !part {
             body.state.steps_completed += 1;
             body.state.step_index = body.state.step_index.max(told.index + 1);
             body.state.updated_at = Some(turn.now);
         }
-        turn.tell(&body.subject, What::Checkpoint(told.clone()));
+        if !part {
+            turn.tell(&body.subject, What::Checkpoint(told.clone()));
+        }
         turn.live.push((run, Some(body.live())));
         if noted {
             turn.put_state(run, &body.state, false);

@@ -14,6 +14,7 @@ mod explain;
 mod linger;
 mod outage;
 mod rebuild;
+mod schedules;
 mod throttles;
 mod triggers;
 mod turn;
@@ -194,6 +195,7 @@ pub(crate) struct Writer {
     alive: BTreeMap<RunId, Alive>,
     /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
     awaited: BTreeSet<(RunId, RunId, u32)>,
+    schedules: schedules::Schedules,
     /// Runs that ended since the start.
     ended: u64,
     /// Start no new run.
@@ -242,6 +244,7 @@ impl Writer {
             bodies: BTreeMap::new(),
             alive: BTreeMap::new(),
             awaited: BTreeSet::new(),
+            schedules: schedules::Schedules::default(),
             ended: 0,
             paused: config.paused,
             working_off: false,
@@ -330,7 +333,8 @@ impl Writer {
         let tick = self.engine.deadline().map(|at| at.saturating_sub(now));
         let fold = self.disk.has_tail().then_some(TAIL_AGE_FOLD);
         // Moments are of the wall clock, which may be set meanwhile.
-        let alarm = self.engine.next_alarm().map(|at| at.since(self.clock.now()).min(ALARM_RECHECK));
+        let alarm = self.engine.next_alarm().into_iter().chain(self.schedules.next_due()).min();
+        let alarm = alarm.map(|at| at.since(self.clock.now()).min(ALARM_RECHECK));
         tick.into_iter().chain(fold).chain(alarm).min()
     }
 
@@ -412,6 +416,7 @@ impl Writer {
         }
         self.engine.tell_time(turn.now);
         self.ring(&mut turn).map_err(Failed::file)?;
+        self.fire_due(&mut turn).map_err(Failed::file)?;
         for (at, op) in ops.iter_mut().enumerate() {
             self.apply(&mut turn, op).map_err(|fault| match fault {
                 Fault::Corrupted(row) => Box::new(Failed::Refused(at, row)),
@@ -467,6 +472,12 @@ impl Writer {
             Op::Await(call) => call.answer = Some(Ok(self.step_waits(turn, &call.request)?)),
             Op::Spawn(call) => call.answer = Some(self.spawn(turn, &call.request)?),
             Op::Signal(call) => call.answer = Some(self.signal(turn, &call.request)?),
+            Op::Schedule(call) => call.answer = Some(self.schedule(turn, &call.request)?),
+            Op::ChangeSchedule(call) => {
+                let (name, change) = &call.request;
+                call.answer = Some(self.change_schedule(turn, name, *change)?);
+            }
+            Op::Fire(call) => call.answer = Some(self.fire_now(turn, &call.request)?),
             Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
             Op::Notes(call) => call.answer = Some(Ok(self.notes(turn, &call.request)?)),
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),

@@ -53,6 +53,7 @@ impl Writer {
         self.engine.keep_waits(waits);
         let leased = self.recover_leased(&mut turn)?;
         self.read_sleepers(&mut turn)?;
+        self.read_schedules(&mut turn)?;
         self.queue_pending(&mut turn, &leased)?;
         self.write_tallies(&mut turn);
         let mut done = turn.done();

@@ -285,7 +285,9 @@ impl Writer {
         };
         for (key, limit) in &concurrency.keys {
             let more = earlier.backlog.as_ref().and_then(|backlog| backlog.get(key)).copied().unwrap_or_default();
-            let leaves = replaces.iter().flat_map(|run| run.keys(items)).any(|(other, _)| other == key);
+            // One that is delayed stands in no line.
+            let in_line = |run: &&Replaced| !matches!(run, Replaced::Run(run) if self.engine.is_delayed(run.0));
+            let leaves = replaces.iter().filter(in_line).flat_map(|run| run.keys(items)).any(|(other, _)| other == key);
             let queued = self.engine.backlog(key, *limit, more - isize::from(leaves));
             if let Some(queued) = queued.filter(|queued| *queued >= queued_max as usize) {
                 return Err(Error::QueueFull { key: key.clone(), queued, queued_max: queued_max as usize });
@@ -369,9 +371,10 @@ impl Writer {
             continued_from: None,
             version: item.version,
             parent: item.parent.map(|parent| parent.run),
-            not_before: item.not_before.filter(|at| *at > turn.now),
+            not_before: item.not_before.and_then(|at| at.moment(turn.now)),
             deadline: item.deadline.map(|deadline| turn.now.saturating_add(deadline)),
             ticket,
+            schedule: item.schedule.as_ref().map(|(name, due)| (name.to_string(), *due)),
         };
         let front = self.config.hooks.plants(Bug::OrderLost) && run.as_bytes()[15].is_multiple_of(2);
         let line = LineRecord {

@@ -17,7 +17,7 @@ pub const SUITE: Suite = Suite { name: "fuzz", run, cases: [80_000, 1_000_000_00
 /// How many inputs go to one function before a whole runtime gets one.
 const RUNTIME_EVERY: u64 = 1_000;
 
-const DECODERS: [&str; 5] = ["records", "journal", "keys", "json", "filters"];
+const DECODERS: [&str; 7] = ["records", "journal", "keys", "json", "segments", "filters", "schedules"];
 
 fn bytes(random: &mut fastrand::Rng, most: usize) -> Vec<u8> {
     (0..random.usize(..most)).map(|_| random.u8(..)).collect()
@@ -98,7 +98,7 @@ fn decode(which: usize, random: &mut fastrand::Rng) -> bool {
             row.resize(29, 0);
             for _ in 0..random.u8(..5) {
                 let (key, value) = (bytes(random, 20), bytes(random, 60));
-                row.push(random.u8(..13));
+                row.push(random.u8(..19));
                 row.extend_from_slice(&(key.len() as u16).to_le_bytes());
                 row.extend_from_slice(&key);
                 row.extend_from_slice(&(value.len() as u32).to_le_bytes());
@@ -118,8 +118,66 @@ fn decode(which: usize, random: &mut fastrand::Rng) -> bool {
         }
         3 if random.u8(..4) == 0 => fuzz::json_value(&nested(random)),
         3 => fuzz::json_input(&damaged_text(random)),
-        _ => fuzz::filter(&bytes(random, 60)),
+        4 => {
+            // A head, two ranges, then what may be entries.
+            let mut segment = vec![0; 12];
+            segment.extend_from_slice(&[2, random.u8(..), random.u8(..), random.u8(..), random.u8(..)]);
+            segment.extend_from_slice(&[random.u8(..), 2, b'1', b'2']);
+            fuzz::segment(&damaged(random, segment), random.u64(..1_000))
+        }
+        5 => fuzz::filter(&bytes(random, 60)),
+        _ => {
+            // Moments of all sizes: years of two digits as well as those that calendars do not have.
+            let after = random.u64(..) >> random.u8(10..64);
+            let text = if random.u8(..8) == 0 { bytes(random, 60) } else { schedule(random) };
+            fuzz::schedule(&String::from_utf8_lossy(&text), after)
+        }
     }
+}
+
+/// An expression and a zone, nearly right.
+fn schedule(random: &mut fastrand::Rng) -> Vec<u8> {
+    const NAMES: [&str; 12] = ["MON", "sun", "JAN", "dec", "L", "W", "H", "FRI#2", "5L", "15W", "?", "0"];
+    const ZONES: [&str; 10] = [
+        "UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "Australia/Lord_Howe",
+        "Pacific/Apia",
+        "Asia/Kathmandu",
+        "Africa/Casablanca",
+        "Etc/GMT+12",
+        "Europe/Atlantis",
+        "",
+    ];
+    fn number(random: &mut fastrand::Rng, most: u8) -> u8 {
+        if random.u8(..32) == 0 { random.u8(..) } else { random.u8(1..=most) }
+    }
+    fn item(random: &mut fastrand::Rng, most: u8) -> String {
+        let (one, other) = (number(random, most), number(random, most));
+        match random.u8(..16) {
+            0..=5 => one.to_string(),
+            6..=8 => format!("{}-{}", one.min(other), one.max(other)),
+            9 | 10 => format!("*/{one}"),
+            11 => format!("{}-{}/{}", one.min(other), one.max(other), random.u32(..300)),
+            12 => NAMES[random.usize(..NAMES.len())].to_owned(),
+            13 => format!("{one}-{other}"),
+            _ => "*".to_owned(),
+        }
+    }
+    let mut expression = if random.u8(..8) == 0 {
+        format!("@every {}{}", random.u64(..) >> random.u8(..64), ["s", "m", "h", "d", "x", ""][random.usize(..6)])
+    } else {
+        let fields = [59u8, 23, 31, 12, 7].map(|most| {
+            let items: Vec<String> = (0..random.u8(1..3)).map(|_| item(random, most)).collect();
+            items.join(",")
+        });
+        fields.join(" ")
+    };
+    if random.u8(..4) == 0 {
+        expression = String::from_utf8_lossy(&damaged(random, expression.into_bytes())).into_owned();
+    }
+    format!("{expression}\n{}", ZONES[random.usize(..ZONES.len())]).into_bytes()
 }
 
 fn damaged_text(random: &mut fastrand::Rng) -> Vec<u8> {
