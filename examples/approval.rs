@@ -29,11 +29,15 @@ struct Decision {
 const REMIND_AFTER: Duration = Duration::from_secs(2);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(4);
 
+async fn mail(text: String) -> JobResult<()> {
+    println!("  mail: {text}");
+    Ok(())
+}
+
 async fn approve(step: Step, expense: Expense) -> JobResult<String> {
-    step.run("ask", || async { Ok(println!("  mail: please approve {} for {} euros", expense.what, expense.euros)) })
-        .await?;
+    step.run("ask", || mail(format!("please approve {} for {} euros", expense.what, expense.euros))).await?;
     step.sleep("before-reminder", REMIND_AFTER).await?;
-    step.run("remind", || async { Ok(println!("  mail: {} still waits for you", expense.what)) }).await?;
+    step.run("remind", || mail(format!("{} still waits for you", expense.what))).await?;
     // An answer that came during the pause is waiting here already.
     match step.wait_signal::<Decision>("decision", "decided").timeout(GIVE_UP_AFTER).await {
         Ok(decision) if decision.approved => Ok(format!("{} approved by {}", expense.what, decision.by)),

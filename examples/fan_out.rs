@@ -8,6 +8,8 @@
 //! map is a line in a batch of a thousand: it costs nearly nothing, and has none of that. While the parent waits for its
 //! children it is suspended.
 
+#![expect(clippy::disallowed_methods, reason = "an example shows how long things take")]
+
 use std::time::Instant;
 
 use durably::{Durably, Job, JobHandle, JobResult, RunFilter, RunStatus, Step};

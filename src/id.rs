@@ -128,6 +128,16 @@ impl IdSource {
     }
 }
 
+/// A random number that belongs to one attempt of one step: the chance in it is that of the run's id, so it needs no source of
+/// its own and a simulation repeats it.
+pub(crate) fn chance(run: RunId, step: u32, attempt: u32) -> u32 {
+    let random = u128::from_be_bytes(run.0) as u64;
+    let place = u64::from(step) << 32 | u64::from(attempt);
+    // Neighbours must not look alike, which one draw would leave them to.
+    let seed = fastrand::Rng::with_seed(random).u64(..) ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fastrand::Rng::with_seed(seed).u32(..)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +151,22 @@ mod tests {
             assert!(id > last, "{id} after {last} at {ms} ms");
             last = id;
         }
+    }
+
+    #[test]
+    fn the_chance_of_an_attempt_is_its_own_and_always_the_same() {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut ids = IdSource::new(RunId::MIN, Some(7));
+        for ms in 0..10 {
+            let run = ids.next(Timestamp::from_millis(ms));
+            for (step, attempt) in (0..10).flat_map(|step| (1..11).map(move |attempt| (step, attempt))) {
+                assert_eq!(chance(run, step, attempt), chance(run, step, attempt));
+                seen.insert(chance(run, step, attempt) >> 8);
+            }
+        }
+        assert!(seen.len() > 990, "{} of 1,000 differ", seen.len());
+        let mean = seen.iter().map(|chance| f64::from(*chance)).sum::<f64>() / seen.len() as f64;
+        assert!((0.45..0.55).contains(&(mean / f64::from(1 << 24))), "{mean}");
     }
 
     #[test]

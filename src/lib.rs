@@ -28,6 +28,7 @@
 //! - [`JobHandle::trigger`] asks for a run; its options are on the returned builder, which is awaited.
 //! - [`Durably::schedule`] has the clock ask for runs.
 //! - [`Step::run`] is a step. What it promises stands there: outcomes are stored, keys match, dropping one is safe.
+//! - [`Retry`] says how a step that fails is tried again, [`Job::deadline`] when a run must have ended.
 //! - [`Durably::events`] and [`Durably::subscribe`] tell what happens.
 //! - [`Durably::actor_ref`] takes [`SupervisorMsg`]s from other ractor actors.
 //! - [`limits`] has every limit. [`Error::advice`] says what a caller can do about an error.
@@ -70,10 +71,10 @@ pub use durably::{
 pub use error::{Advice, Error};
 pub use event::{Event, EventKind, Events, Payload as EventPayload, Received, RunEvents};
 pub use id::{ParseRunIdError, RunId};
-pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register};
+pub use job::{ErrorKind, Job, JobError, JobHandle, JobResult, Payload, RateLimit, Register, Retry};
 pub use run::{
     Explanation, Holder, ItemCounts, LogLevel, LogLine, Obstacle, OpenStep, ParseStatusError, Progress, Run, RunError,
-    RunFilter, RunHandle, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
+    RunFilter, RunHandle, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
 };
 pub use schedule::{Missed, ScheduleBuilder, ScheduleCall, ScheduleInfo, Scheduled};
 pub use step::{

@@ -73,6 +73,10 @@ pub const SCHEDULES_MAX: usize = 10_000;
 pub const SCHEDULE_CATCH_UP_MAX: u32 = 1_000;
 /// An error's message and each link of its chain, bytes; cut beyond.
 pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
+/// Failed attempts of a step that are kept with it, the newest; all are counted.
+pub const TRIES_KEPT_MAX: usize = 32;
+/// An attempt's error that is kept with its step, message and chain in all, bytes; cut beyond.
+pub const TRY_ERROR_BYTES_MAX: usize = 4 << 10;
 /// Runs that execute at a time, at most; enforced by the builder.
 pub const CONCURRENT_RUNS_MAX: usize = 65_536;
 /// `get_runs` gives this many unless told.

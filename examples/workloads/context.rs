@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 use crate::support::{Bare, resident, steps};
 
 pub const NAMES: &[&str] =
-    &["W1", "W2", "W3", "W4", "W5", "W6", "W6b", "W7", "W8", "keyed", "growth", "soak", "beside"];
+    &["W1", "W2", "W3", "W4", "W5", "W6", "W6b", "W7", "W7b", "W8", "keyed", "growth", "soak", "beside"];
 
 /// Runs of one commit where many are put into a file.
 const BATCH: usize = 20_000;

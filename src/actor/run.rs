@@ -145,6 +145,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
     let Some(definition) = core.registry.get(&start.subject.job_name) else {
         return Err(Outcome::Blocked("no code for its job is registered".into()));
     };
+    execution.set_retry(&definition.retry);
     execution.set_version(definition.version);
     let mut loaded = !start.replay;
     while !loaded {

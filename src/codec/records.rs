@@ -19,6 +19,8 @@ pub(crate) struct RunRecord {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) fingerprint: [u8; 16],
     pub(crate) retriggered_from: Option<RunId>,
+    /// It fails if it has not ended by now, unless it was resumed.
+    pub(crate) deadline: Option<Timestamp>,
     /// The run whose checkpoints it began with.
     pub(crate) forked_from: Option<RunId>,
     /// The run that it goes on for.
@@ -74,6 +76,8 @@ pub(crate) struct StateRecord {
     pub(crate) signalled: bool,
     /// It has triggered runs.
     pub(crate) has_children: bool,
+    /// It was resumed: its deadline does not count any more.
+    pub(crate) resumed: bool,
     /// Why a pending run is not started: its stored input can't be decoded by the registered code.
     pub(crate) blocked: Option<String>,
 }
@@ -103,6 +107,12 @@ pub(crate) struct ErrorRecord {
     pub(crate) terminal: bool,
 }
 
+impl ErrorRecord {
+    pub(crate) fn bytes(&self) -> usize {
+        self.message.len() + self.chain.iter().map(|link| 8 + link.len()).sum::<usize>()
+    }
+}
+
 /// A checkpoint; its payload is the output where the step completed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
@@ -116,16 +126,33 @@ pub(crate) struct StepRecord {
     pub(crate) generation: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) completed_at: Timestamp,
+    /// Attempts that have ended.
     pub(crate) attempts: u32,
     pub(crate) error: Option<ErrorRecord>,
     /// What it waits for; it has no outcome as long as this is there.
     pub(crate) open: Option<WaitRecord>,
+    /// The newest attempts that failed, if it was tried again.
+    pub(crate) tries: Vec<TryRecord>,
+}
+
+/// An attempt of a step that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TryRecord {
+    pub(crate) number: u32,
+    pub(crate) error: ErrorRecord,
+    pub(crate) started_at: Timestamp,
+    pub(crate) failed_at: Timestamp,
 }
 
 impl StepRecord {
     /// Whether it has an output.
     pub(crate) fn is_completed(&self) -> bool {
         self.error.is_none() && self.open.is_none()
+    }
+
+    /// About how large it is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + 64 + self.tries.iter().map(|tried| 64 + tried.error.bytes()).sum::<usize>()
     }
 }
 
@@ -149,6 +176,7 @@ pub(crate) struct StepRecordRef<'a> {
     pub(crate) attempts: u32,
     pub(crate) error: Option<&'a ErrorRecord>,
     pub(crate) open: Option<&'a WaitRecord>,
+    pub(crate) tries: &'a [TryRecord],
 }
 
 /// A log line; its payload is the fields.
@@ -183,6 +211,7 @@ pub(crate) struct LineRecord {
     /// It was woken, and holds its keys already.
     pub(crate) holds: bool,
     pub(crate) not_before: Option<Timestamp>,
+    pub(crate) deadline: Option<Timestamp>,
 }
 
 /// What a suspended run's index row says, so that what wakes it can be rebuilt from one scan.
@@ -194,6 +223,7 @@ pub(crate) struct SleepRecord {
     pub(crate) due: Option<Timestamp>,
     /// Names of the signals that wake it.
     pub(crate) signals: Vec<String>,
+    pub(crate) deadline: Option<Timestamp>,
 }
 
 /// What holds a job or a key back. Only there where something does, or a window of a job's rate is under way.
@@ -230,6 +260,7 @@ pub(crate) struct ScheduleRecord {
     pub(crate) priority: i8,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) delay_ms: Option<u64>,
+    pub(crate) deadline_ms: Option<u64>,
     /// The version of the job's code that took the input.
     pub(crate) version: u32,
     pub(crate) fingerprint: [u8; 16],

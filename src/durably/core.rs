@@ -130,6 +130,7 @@ impl Core {
     ) -> Result<NewRun, Error> {
         let definition = self.registry.get(job).ok_or_else(|| Error::JobNotFound { name: job.to_owned() })?;
         let input = definition.admit(input)?;
+        let options = Options { deadline: options.deadline.or(definition.deadline), ..options };
         options.build((definition.name.clone(), definition.version), input, self.config.payload_bytes_max, from)
     }
 
@@ -166,9 +167,10 @@ impl Core {
 
     /// What another run takes over of what this one was triggered with.
     async fn options_of(&self, run: &Run) -> Result<Options, Error> {
-        let keys = self.store.rowset(run.id).await?.record.keys;
+        let record = self.store.rowset(run.id).await?.record;
         Ok(Options {
-            concurrency_keys: keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
+            deadline: record.deadline.map(|at| at.since(record.created_at)),
+            concurrency_keys: record.keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
             priority: run.priority,
             labels: run.labels.clone().into_iter().collect(),
             ..Options::default()

@@ -6,7 +6,8 @@
 //!
 //! Layout: [`Engine`] ties together the jobs' lines ([`job`]), the concurrency keys ([`key`]), what holds either back
 //! ([`throttle`]), the runs that wait for something ([`sleep`]), probation ([`probation`]) and the waits between bodies
-//! ([`waits`]); [`transition`] says what may be done to a run in which status, [`explain`] why one does not start.
+//! ([`waits`]); [`transition`] says what may be done to a run in which status, [`explain`] why one does not start, [`retry`]
+//! when a step is tried again.
 
 mod explain;
 mod job;
@@ -14,6 +15,7 @@ mod key;
 mod keys;
 mod place;
 mod probation;
+mod retry;
 mod sleep;
 mod throttle;
 mod transition;
@@ -26,6 +28,7 @@ use std::time::Duration;
 pub(crate) use explain::Obstacle;
 pub(crate) use keys::Keys;
 pub(crate) use place::Place;
+pub(crate) use retry::{Backoff, JITTER_MAX};
 pub(crate) use sleep::{Alarm, Sleeper};
 pub(crate) use throttle::{Rate, Throttle, Throttled, Window};
 pub(crate) use transition::{Action, Recovered, recover, refuse};
@@ -412,15 +415,6 @@ impl Engine {
             self.validate();
         }
         Some((run, alarm))
-    }
-
-    /// A run that is asleep, or will be once its body is gone.
-    pub(crate) fn sleeper(&self, run: RunId) -> Option<&Sleeper> {
-        match self.executing.get(&run).and_then(|executing| executing.next.as_ref()) {
-            Some(Next::Sleep(sleeper)) => Some(sleeper),
-            Some(Next::Queue(_) | Next::Succeed(_)) => None,
-            None => self.sleepers.get(run),
-        }
     }
 
     fn line(&mut self, job: JobNumber) -> &mut Line {

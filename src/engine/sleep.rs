@@ -1,11 +1,12 @@
 //! Runs that wait for something that is not a place: a moment, a signal, a child, the time of their first start.
 //!
-//! They are rows on disk; here stands only what wakes them. All moments are of the wall clock, since that is what survives a
+//! They are rows on disk; here stands only what wakes them, in few bytes, since there may be very many. All moments are of the
+//! wall clock, since that is what survives a
 //! restart: whoever asks looks again from time to time, so that a clock that jumps is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Generation, JobNumber, KeyName, Keys, Place, Queued};
+use super::{JobNumber, KeyName, Keys, Place, Queued};
 use crate::id::RunId;
 use crate::time::Timestamp;
 
@@ -15,8 +16,6 @@ pub(crate) struct Sleeper {
     pub(crate) run: RunId,
     pub(crate) job: JobNumber,
     pub(crate) keys: Keys,
-    /// Its last lease.
-    pub(crate) generation: Generation,
     /// When it is to be woken; `None`: by a signal or a child only.
     pub(crate) due: Option<Timestamp>,
 }
@@ -34,35 +33,63 @@ pub(crate) enum Alarm {
 
 #[derive(Debug, Default)]
 pub(super) struct Sleepers {
-    asleep: BTreeMap<RunId, Sleeper>,
+    asleep: BTreeMap<RunId, Asleep>,
+    /// Of those asleep that have one.
+    keys: BTreeMap<RunId, Keys>,
     delayed: BTreeMap<RunId, Queued>,
     /// Those with a key that have never started, by key and job.
     delayed_keys: BTreeMap<(KeyName, JobNumber), BTreeSet<(Place, RunId)>>,
-    alarms: BTreeSet<(Timestamp, RunId, Alarm)>,
+    alarms: BTreeSet<Due>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asleep {
+    job: JobNumber,
+    /// The end of time for none.
+    due: Timestamp,
+}
+
+const NEVER: Timestamp = Timestamp::from_millis(u64::MAX);
+
+/// An alarm by its moment; bytes, so that nothing is lost to alignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: [u8; 8],
+    run: RunId,
+    alarm: Alarm,
+}
+
+impl Due {
+    fn new(at: Timestamp, run: RunId, alarm: Alarm) -> Self {
+        Due { at: at.as_millis().to_be_bytes(), run, alarm }
+    }
+
+    fn at(&self) -> Timestamp {
+        Timestamp::from_millis(u64::from_be_bytes(self.at))
+    }
 }
 
 impl Sleepers {
     pub(super) fn add(&mut self, sleeper: Sleeper) {
         self.remove(sleeper.run);
-        self.alarms.extend(sleeper.due.map(|due| (due, sleeper.run, Alarm::Wake)));
-        self.asleep.insert(sleeper.run, sleeper);
-    }
-
-    pub(super) fn get(&self, run: RunId) -> Option<&Sleeper> {
-        self.asleep.get(&run)
+        let Sleeper { run, job, keys, due } = sleeper;
+        self.alarms.extend(due.map(|due| Due::new(due, run, Alarm::Wake)));
+        if !keys.is_empty() {
+            self.keys.insert(run, keys);
+        }
+        self.asleep.insert(run, Asleep { job, due: due.unwrap_or(NEVER) });
     }
 
     pub(super) fn remove(&mut self, run: RunId) -> Option<Sleeper> {
-        let sleeper = self.asleep.remove(&run)?;
-        if let Some(due) = sleeper.due {
-            self.alarms.remove(&(due, run, Alarm::Wake));
-        }
-        Some(sleeper)
+        let Asleep { job, due } = self.asleep.remove(&run)?;
+        self.alarms.remove(&Due::new(due, run, Alarm::Wake));
+        let keys = self.keys.remove(&run).unwrap_or_default();
+        Some(Sleeper { run, job, keys, due: Some(due).filter(|due| *due != NEVER) })
     }
 
     /// Keeps a pending run out of its line until its moment.
     pub(super) fn delay(&mut self, queued: Queued) {
-        self.alarms.extend(queued.not_before.map(|at| (at, queued.run, Alarm::Start)));
+        self.alarms.extend(queued.not_before.map(|at| Due::new(at, queued.run, Alarm::Start)));
         for key in keys_of(&queued) {
             self.delayed_keys.entry(key).or_default().insert((queued.place, queued.run));
         }
@@ -90,13 +117,13 @@ impl Sleepers {
             }
         }
         if let Some(at) = queued.not_before {
-            self.alarms.remove(&(at, run, Alarm::Start));
+            self.alarms.remove(&Due::new(at, run, Alarm::Start));
         }
         Some(queued)
     }
 
     pub(super) fn set_deadline(&mut self, run: RunId, at: Timestamp, armed: bool) {
-        let alarm = (at, run, Alarm::Deadline);
+        let alarm = Due::new(at, run, Alarm::Deadline);
         if armed {
             self.alarms.insert(alarm)
         } else {
@@ -105,22 +132,22 @@ impl Sleepers {
     }
 
     pub(super) fn next_alarm(&self) -> Option<Timestamp> {
-        self.alarms.first().map(|(at, ..)| *at)
+        self.alarms.first().map(Due::at)
     }
 
     /// Takes the first alarm that is due.
     pub(super) fn ring(&mut self, now: Timestamp) -> Option<(RunId, Alarm)> {
-        self.alarms.first().filter(|(at, ..)| *at <= now)?;
-        self.alarms.pop_first().map(|(_, run, alarm)| (run, alarm))
+        self.alarms.first().filter(|due| due.at() <= now)?;
+        self.alarms.pop_first().map(|due| (due.run, due.alarm))
     }
 
     pub(super) fn of_job(&self, job: JobNumber) -> u64 {
-        self.asleep.values().filter(|sleeper| sleeper.job == job).count() as u64
+        self.asleep.values().filter(|asleep| asleep.job == job).count() as u64
     }
 
     /// The keys that sleeping runs hold.
     pub(super) fn held(&self) -> impl Iterator<Item = (RunId, &Keys)> {
-        self.asleep.values().map(|sleeper| (sleeper.run, &sleeper.keys))
+        self.keys.iter().map(|(run, keys)| (*run, keys))
     }
 
     pub(super) fn contains(&self, run: RunId) -> bool {

@@ -1,5 +1,7 @@
 //! The engine as tables of cases: events in, the whole list of claims out. And against a model that is too simple to be wrong.
 
+mod sleeping;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -20,8 +22,10 @@ enum Line {
     Wall(u64),
     /// What is due at so many seconds is done: the delayed runs that go in line.
     Due(u64, &'static [u128]),
+    /// The wall clock says this, in seconds: all alarms that are due now, in order.
+    Rings(u64, Vec<(u128, Alarm)>),
 }
-use Line::{Due, On, Secs, Starts, Wall};
+use Line::{Due, On, Rings, Secs, Starts, Wall};
 
 /// The wall clock of a script begins with it.
 fn wall(now: Duration) -> Timestamp {
@@ -112,7 +116,7 @@ fn named(keys: &[&str]) -> Keys {
 
 /// A run goes to sleep and its body stops.
 fn asleep(run: u128, keys: &[&str]) -> [Line; 2] {
-    let sleeper = Sleeper { run: id(run), job: 1, keys: named(keys), generation: 1, due: None };
+    let sleeper = Sleeper { run: id(run), job: 1, keys: named(keys), due: None };
     [On(Event::Suspended(sleeper)), stopped(run, 1)]
 }
 
@@ -160,6 +164,11 @@ fn play(slots: u32, lines: Vec<Line>) -> Engine {
                 engine.tell_time(wall(now));
             }
             Wall(secs) => engine.tell_time(Timestamp::from_millis(secs * 1_000)),
+            Rings(secs, expected) => {
+                let now = Timestamp::from_millis(secs * 1_000);
+                let rung = std::iter::from_fn(|| engine.ring(now)).map(|(run, alarm)| (number(run), alarm));
+                assert_eq!(rung.collect::<Vec<_>>(), expected, "line {at}");
+            }
             Due(secs, expected) => {
                 let rung = std::iter::from_fn(|| engine.ring(moment(secs)));
                 let started: Vec<u128> = rung
@@ -1570,8 +1579,9 @@ struct Model {
     throttles: Vec<(Throttled, Hold)>,
     pending: Vec<Queued>,
     executing: Vec<Body>,
-    /// Suspended runs.
-    asleep: Vec<Queued>,
+    /// Suspended runs, with when they are woken.
+    asleep: Vec<(Queued, Option<Timestamp>)>,
+    delayed: Vec<Queued>,
     /// Runs that are over and could be resumed.
     over: Vec<Queued>,
 }
@@ -1590,7 +1600,22 @@ struct Body {
     ended: bool,
     checkpointed: bool,
     started: Duration,
-    next: Option<Queued>,
+    next: Option<Then>,
+}
+
+/// What becomes of a run once its body has stopped.
+#[derive(Debug, Clone)]
+enum Then {
+    Queue(Queued),
+    Sleep(Queued, Option<Timestamp>),
+}
+
+impl Then {
+    fn run(&self) -> &Queued {
+        match self {
+            Then::Queue(run) | Then::Sleep(run, _) => run,
+        }
+    }
 }
 
 impl Body {
@@ -1623,7 +1648,8 @@ impl Model {
     /// The limits of those that hold a key: bodies, and runs that sleep or were woken.
     fn holders(&self, name: &KeyName) -> Vec<u32> {
         let bodies = self.executing.iter().map(|body| &body.queued);
-        let all = bodies.chain(&self.asleep).chain(self.pending.iter().filter(|run| run.holds));
+        let asleep = self.asleep.iter().map(|(run, _)| run);
+        let all = bodies.chain(asleep).chain(self.pending.iter().filter(|run| run.holds));
         all.flat_map(|run| run.keys.iter()).filter(|key| key.0 == *name).map(|key| key.1).collect()
     }
 
@@ -1687,20 +1713,44 @@ impl Model {
 #[derive(Debug, Clone)]
 enum Act {
     Register(JobNumber, u32),
-    Trigger { job: JobNumber, keys: Vec<(u8, u32)>, priority: i8 },
-    Replace { job: JobNumber, key: u8 },
-    Recover { job: JobNumber, keys: Vec<(u8, u32)>, crashes: u32 },
+    Trigger {
+        job: JobNumber,
+        keys: Vec<(u8, u32)>,
+        priority: i8,
+    },
+    Replace {
+        job: JobNumber,
+        key: u8,
+    },
+    Recover {
+        job: JobNumber,
+        keys: Vec<(u8, u32)>,
+        crashes: u32,
+    },
     Withdraw(usize),
     Checkpoint(usize),
     End(usize),
     HandBack(usize),
-    Suspend(usize),
+    Suspend(usize, Option<u64>),
     Wake(usize),
+    Delay {
+        job: JobNumber,
+        keys: Vec<(u8, u32)>,
+        secs: u64,
+    },
+    /// All that is due by a wall clock that says this, in seconds.
+    Ring(u64),
     Stop(usize),
     Resume(usize),
     Pause(bool),
-    Hold { of: u8, held: bool },
-    Rate { of: u8, rate: Option<(u32, u64)> },
+    Hold {
+        of: u8,
+        held: bool,
+    },
+    Rate {
+        of: u8,
+        rate: Option<(u32, u64)>,
+    },
     Secs(u64),
     Claim,
 }
@@ -1731,8 +1781,10 @@ fn acts(crashes: u32) -> impl Strategy<Value = Vec<Act>> {
         1 => any::<usize>().prop_map(Act::Checkpoint),
         2 => any::<usize>().prop_map(Act::End),
         1 => any::<usize>().prop_map(Act::HandBack),
-        1 => any::<usize>().prop_map(Act::Suspend),
-        2 => any::<usize>().prop_map(Act::Wake),
+        3 => (any::<usize>(), proptest::option::of(0..100u64)).prop_map(|(n, due)| Act::Suspend(n, due)),
+        3 => any::<usize>().prop_map(Act::Wake),
+        1 => (job(), keys(), 0..100u64).prop_map(|(job, keys, secs)| Act::Delay { job, keys, secs }),
+        2 => (0..100u64).prop_map(Act::Ring),
         5 => any::<usize>().prop_map(Act::Stop),
         2 => any::<usize>().prop_map(Act::Resume),
         1 => any::<bool>().prop_map(Act::Pause),
@@ -1770,18 +1822,51 @@ impl Pair {
     fn queue(&mut self, queued: Queued) {
         self.tell(Event::Queued(queued.clone()));
         match self.model.executing.iter_mut().find(|body| body.queued.run == queued.run) {
-            Some(body) => body.next = Some(queued),
-            None => self.model.pending.push(queued),
+            Some(body) => body.next = Some(Then::Queue(queued)),
+            None => {
+                self.model.asleep.retain(|(asleep, _)| asleep.run != queued.run);
+                let waiting = match queued.not_before {
+                    Some(_) => &mut self.model.delayed,
+                    None => &mut self.model.pending,
+                };
+                waiting.push(queued);
+            }
         }
+    }
+
+    fn wake(&mut self, asleep: Queued) {
+        self.queue(Queued { place: Place::new(true, asleep.run), crashes: 0, holds: true, ..asleep });
+    }
+
+    /// Rings all alarms that are due, and does what they are for.
+    fn ring(&mut self, now: Timestamp) {
+        let wakes = self.model.asleep.iter().filter_map(|(run, due)| Some(((*due)?, run.run, Alarm::Wake)));
+        let starts = self.model.delayed.iter().filter_map(|run| Some((run.not_before?, run.run, Alarm::Start)));
+        let mut due: Vec<_> = wakes.chain(starts).filter(|(at, ..)| *at <= now).collect();
+        due.sort();
+        assert!(due.first().is_none_or(|(at, ..)| self.engine.next_alarm().is_some_and(|next| next <= *at)));
+        for (_, run, alarm) in due {
+            assert_eq!(self.engine.ring(now), Some((run, alarm)));
+            if alarm == Alarm::Wake {
+                let asleep = self.model.asleep.iter().find(|(asleep, _)| asleep.run == run).expect("it sleeps");
+                self.wake(asleep.0.clone());
+            } else {
+                let at = self.model.delayed.iter().position(|queued| queued.run == run).expect("it is delayed");
+                let queued = self.model.delayed.remove(at);
+                self.model.pending.push(Queued { not_before: None, ..queued });
+            }
+        }
+        assert_eq!(self.engine.ring(now), None);
     }
 
     fn withdraw(&mut self, run: &Queued) {
         let priority = i8::MAX.saturating_sub_unsigned(run.place.rank().1);
         self.tell(Event::Withdrawn { run: run.run, job: run.job, keys: run.keys.clone(), priority });
         self.model.pending.retain(|queued| queued.run != run.run);
-        self.model.asleep.retain(|asleep| asleep.run != run.run);
+        self.model.delayed.retain(|queued| queued.run != run.run);
+        self.model.asleep.retain(|(asleep, _)| asleep.run != run.run);
         for body in &mut self.model.executing {
-            body.next.take_if(|next| next.run == run.run);
+            body.next.take_if(|next| next.run().run == run.run);
         }
     }
 
@@ -1826,9 +1911,11 @@ impl Pair {
                 self.queue(Queued { run, job, keys: named(keys), place, ..recovered(0, crashes) });
             }
             Act::Withdraw(n) => {
-                let resumed = self.model.executing.iter().filter_map(|body| body.next.clone());
-                let known = self.model.pending.iter().chain(&self.model.asleep).cloned();
-                let waiting: Vec<Queued> = known.chain(resumed).collect();
+                let model = &self.model;
+                let decided = model.executing.iter().filter_map(|body| body.next.as_ref().map(Then::run));
+                let asleep = model.asleep.iter().map(|(run, _)| run);
+                let waiting = model.pending.iter().chain(&model.delayed).chain(asleep).chain(decided);
+                let waiting: Vec<Queued> = waiting.cloned().collect();
                 if let Some(at) = pick(n, waiting.len()) {
                     self.withdraw(&waiting[at]);
                 }
@@ -1852,30 +1939,43 @@ impl Pair {
                     self.queue(Queued { place: Place::new(true, queued.run), crashes: 0, ..queued });
                 }
             }
-            Act::Suspend(n) => {
+            Act::Suspend(n, due) => {
                 if let Some(at) = pick(n, executing).filter(|at| !self.model.executing[*at].ended) {
                     self.end(at);
-                    let queued = self.model.executing.remove(at).queued;
-                    let Queued { run, job, ref keys, generation, .. } = queued;
-                    self.tell(Event::Suspended(Sleeper { run, job, keys: keys.clone(), generation, due: None }));
-                    self.tell(Event::Stopped { run, generation });
-                    self.model.asleep.push(queued);
+                    let due = due.map(|secs| Timestamp::from_millis(secs * 1_000));
+                    let body = &mut self.model.executing[at];
+                    let Queued { run, job, ref keys, .. } = body.queued;
+                    let sleeper = Sleeper { run, job, keys: keys.clone(), due };
+                    body.next = Some(Then::Sleep(body.queued.clone(), due));
+                    self.tell(Event::Suspended(sleeper));
                 }
             }
             Act::Wake(n) => {
-                if let Some(at) = pick(n, self.model.asleep.len()) {
-                    let queued = self.model.asleep.remove(at);
-                    let place = Place::new(true, queued.run);
-                    self.queue(Queued { place, crashes: 0, holds: true, ..queued });
+                let asleep = self.model.asleep.iter().map(|(run, _)| run);
+                let stopping = self.model.executing.iter().filter_map(|body| match &body.next {
+                    Some(Then::Sleep(run, _)) => Some(run),
+                    Some(Then::Queue(_)) | None => None,
+                });
+                let asleep: Vec<Queued> = asleep.chain(stopping).cloned().collect();
+                if let Some(at) = pick(n, asleep.len()) {
+                    self.wake(asleep[at].clone());
                 }
             }
+            Act::Delay { job, keys, secs } => {
+                let run = self.fresh();
+                let not_before = Some(Timestamp::from_millis(secs * 1_000));
+                let place = Place::new(false, run);
+                self.queue(Queued { run, job, keys: named(keys), place, not_before, ..new(0) });
+            }
+            Act::Ring(secs) => self.ring(Timestamp::from_millis(secs * 1_000)),
             Act::Stop(n) => {
                 if let Some(at) = pick(n, executing) {
                     self.end(at);
                     let Body { queued, next, .. } = self.model.executing.remove(at);
                     self.tell(Event::Stopped { run: queued.run, generation: queued.generation });
                     match next {
-                        Some(next) => self.model.pending.push(next),
+                        Some(Then::Queue(next)) => self.model.pending.push(next),
+                        Some(Then::Sleep(run, due)) => self.model.asleep.push((run, due)),
                         None => self.model.over.push(queued),
                     }
                 }
@@ -1984,14 +2084,13 @@ proptest! {
             pair.act(Act::Hold { of, held: false });
             pair.act(Act::Rate { of, rate: None });
         }
-        while !pair.model.asleep.is_empty() {
-            pair.act(Act::Wake(0));
-        }
+        pair.act(Act::Ring(1_000));
         for job in 1..4 {
             pair.act(Act::Register(job, 1));
         }
         for _ in 0..1_000 {
             while pair.claim_lawfully() {}
+            pair.act(Act::Wake(0));
             pair.act(Act::Stop(0));
         }
         prop_assert!(pair.model.pending.is_empty(), "left waiting: {:?}", pair.model.pending);

@@ -166,6 +166,19 @@ pub enum EventKind {
         /// Its index.
         index: u32,
     },
+    /// An attempt of a step failed, and it is to be tried again.
+    StepRetrying {
+        /// The step's key.
+        step: Arc<str>,
+        /// Its index.
+        index: u32,
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// With what.
+        error: RunError,
+        /// When the next one is due.
+        until: Timestamp,
+    },
     /// A step returned after its run was cancelled: nothing of it was recorded. Uncommitted.
     StepCancelled {
         /// The step's key.
@@ -215,6 +228,7 @@ impl EventKind {
             EventKind::StepCompleted { .. } => "step:complete",
             EventKind::StepFailed { .. } => "step:fail",
             EventKind::StepWaiting { .. } => "step:wait",
+            EventKind::StepRetrying { .. } => "step:retry",
             EventKind::StepCancelled { .. } => "step:cancel",
             EventKind::LogWritten { .. } => "log:write",
             EventKind::RuntimeError { .. } => "worker:error",
@@ -249,7 +263,9 @@ impl EventKind {
             | EventKind::StepCancelled { step, .. }
             | EventKind::RunSignalled { name: step } => step.len(),
             EventKind::StepCompleted { step, output, .. } => step.len() + output.len(),
-            EventKind::StepFailed { step, error, .. } => step.len() + error_bytes(error),
+            EventKind::StepFailed { step, error, .. } | EventKind::StepRetrying { step, error, .. } => {
+                step.len() + error_bytes(error)
+            }
             EventKind::LogWritten { step, message, data, .. } => {
                 step.as_ref().map_or(0, |step| step.len()) + message.len() + json_bytes(data)
             }

@@ -49,12 +49,14 @@ pub enum ErrorKind {
     NotTriggered,
     /// What arrived does not fit the type that the code expects.
     Mismatch,
+    /// The run had not ended by its deadline.
+    DeadlineExceeded,
     /// Not known to this version.
     Other,
 }
 
 impl ErrorKind {
-    const NUMBERED: [ErrorKind; 16] = [
+    const NUMBERED: [ErrorKind; 17] = [
         ErrorKind::Error,
         ErrorKind::Panic,
         ErrorKind::Timeout,
@@ -71,6 +73,7 @@ impl ErrorKind {
         ErrorKind::ChildCancelled,
         ErrorKind::NotTriggered,
         ErrorKind::Mismatch,
+        ErrorKind::DeadlineExceeded,
     ];
 
     /// The number on disk, part of the file format.
@@ -99,8 +102,13 @@ impl JobError {
     }
 
     pub(crate) fn of_kind(kind: ErrorKind, message: String) -> Self {
-        let record =
-            ErrorRecord { kind: kind.to_byte(), message: cut(message), chain: Vec::new(), step: None, terminal: false };
+        let record = ErrorRecord {
+            kind: kind.to_byte(),
+            message: cut(message, ERROR_TEXT_BYTES_MAX),
+            chain: Vec::new(),
+            step: None,
+            terminal: false,
+        };
         JobError { record: Box::new(record) }
     }
 
@@ -119,7 +127,7 @@ impl JobError {
 
     /// Says what was being done: the new message, with the old one first in the chain.
     pub fn context(mut self, context: impl fmt::Display) -> Self {
-        let message = std::mem::replace(&mut self.record.message, cut(context.to_string()));
+        let message = std::mem::replace(&mut self.record.message, cut(context.to_string(), ERROR_TEXT_BYTES_MAX));
         self.record.chain.insert(0, message);
         self
     }
@@ -182,7 +190,7 @@ impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for JobError {
                     made.record.step.clone_from(&origin.step);
                     made.record.terminal = origin.terminal;
                 }
-                None => made.record.chain.push(cut(cause.to_string())),
+                None => made.record.chain.push(cut(cause.to_string(), ERROR_TEXT_BYTES_MAX)),
             }
             source = cause.source();
         }
@@ -252,8 +260,8 @@ impl From<ErrorRecord> for RunError {
 }
 
 /// A text within its limit, cut at a character.
-pub(crate) fn cut(mut text: String) -> String {
-    let mut end = text.len().min(ERROR_TEXT_BYTES_MAX);
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
+    let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -4,6 +4,7 @@ mod error;
 mod handle;
 mod rate;
 mod register;
+mod retry;
 pub(crate) mod schema;
 pub(crate) mod upcast;
 
@@ -28,6 +29,7 @@ pub use register::Register;
 #[cfg(feature = "testing")]
 pub(crate) use register::register_again;
 pub(crate) use register::{Registry, register};
+pub use retry::Retry;
 
 use crate::error::Error;
 use crate::step::Step;
@@ -98,6 +100,10 @@ impl Expectation {
 pub(crate) struct Definition {
     pub(crate) name: Arc<str>,
     pub(crate) limit: Option<u32>,
+    /// For its steps that have none of their own.
+    pub(crate) retry: Option<Retry>,
+    /// For its runs that have none of their own.
+    pub(crate) deadline: Option<Duration>,
     pub(crate) version: u32,
     upcasts: Vec<(u32, Arc<upcast::Upcast>)>,
     pub(crate) expectations: Vec<Expectation>,
@@ -122,6 +128,8 @@ impl<I: Payload, O: Payload> Job<I, O> {
         let definition = Definition {
             name: name.into().into(),
             limit: None,
+            retry: None,
+            deadline: None,
             version: 0,
             upcasts: Vec::new(),
             expectations: Vec::new(),
@@ -225,6 +233,34 @@ impl<I: Payload, O: Payload> Job<I, O> {
     /// ```
     pub fn fair(self) -> Self {
         let definition = Definition { fair: true, ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// How the job's [`Step::run`] steps are tried again that say nothing themselves; without it, they are not. A step's own
+    /// [`retry`](crate::StepRun::retry) wins, so [`Retry::none`] turns it off there.
+    ///
+    /// ```
+    /// # use durably::{Job, Retry, Step};
+    /// # use std::time::Duration;
+    /// let job = Job::new("mail", |step: Step, to: String| async move {
+    ///     step.run("send", || async { Ok(println!("to {to}")) }).await
+    /// })
+    /// .retry(Retry::exponential(8).max(Duration::from_secs(600)))
+    /// .deadline(Duration::from_secs(24 * 3600));
+    /// ```
+    pub fn retry(self, retry: Retry) -> Self {
+        let definition = Definition { retry: Some(retry), ..(*self.definition).clone() };
+        Job { definition: Arc::new(definition), types: PhantomData }
+    }
+
+    /// Runs of the job that have not ended this long after their trigger fail with
+    /// [`ErrorKind::DeadlineExceeded`]; in milliseconds. A trigger's own deadline wins; without either, there is none.
+    ///
+    /// The moment is stored with the run. One that is pending, delayed or suspended fails at once; the body of one that
+    /// executes is stopped as a cancel stops it, and nothing of it is recorded any more. Its children that are not detached
+    /// are cancelled. A run that is [resumed](crate::Durably::resume) has no deadline from then on.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        let definition = Definition { deadline: Some(deadline), ..(*self.definition).clone() };
         Job { definition: Arc::new(definition), types: PhantomData }
     }
 

@@ -9,5 +9,7 @@ mod status;
 pub use explanation::{Explanation, Holder, Obstacle, OpenStep};
 pub use filter::RunFilter;
 pub use handle::RunHandle;
-pub use record::{ItemCounts, LogLevel, LogLine, Progress, Run, RunError, StepInfo, StepKind, StepStatus, WaitingFor};
+pub use record::{
+    ItemCounts, LogLevel, LogLine, Progress, Run, RunError, StepInfo, StepKind, StepStatus, Try, WaitingFor,
+};
 pub use status::{ParseStatusError, RunStatus};

@@ -69,6 +69,8 @@ pub struct Run {
     pub parent: Option<RunId>,
     /// It does not start before this.
     pub not_before: Option<Timestamp>,
+    /// It fails if it has not ended by now. `None` if there is no such moment, and once it was resumed.
+    pub deadline: Option<Timestamp>,
     /// The schedule that triggered it.
     pub schedule: Option<Scheduled>,
     /// The run it was retriggered from.
@@ -167,12 +169,29 @@ pub struct StepInfo {
     pub output: Option<Value>,
     /// What it failed with.
     pub error: Option<RunError>,
-    /// Tries it took.
+    /// Attempts that have ended: all that it took, if it has an outcome.
     pub attempts: u32,
-    /// When its body was started.
+    /// The attempts that failed, oldest first: of more than 32, the newest.
+    pub tries: Vec<Try>,
+    /// When its body was started first.
     pub started_at: Timestamp,
     /// When its body had returned; of one that waits, when that began.
     pub completed_at: Timestamp,
+}
+
+/// An attempt of a step that failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Try {
+    /// Which attempt, from 1.
+    pub number: u32,
+    /// With what it failed. Of an attempt that was followed by another, message and chain are cut at 4 KiB in all.
+    pub error: RunError,
+    /// When its body was started.
+    pub started_at: Timestamp,
+    /// When its body had returned.
+    pub failed_at: Timestamp,
 }
 
 /// What sort of step it is. A key belongs to one sort: code that asks for another under it ends the run.
@@ -277,7 +296,7 @@ pub enum StepStatus {
     Completed,
     /// It failed for good.
     Failed,
-    /// It has no outcome yet.
+    /// It has no outcome yet: what it waits for has not come, or it is to be tried again.
     Waiting,
     /// Some of its items are done.
     Running,

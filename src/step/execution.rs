@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::signals::{Signal, Signals};
 use crate::codec::records::{StepRecord, WaitRecord};
 use crate::event::{EventKind, StepTold, Told, What};
 use crate::hooks::{Bug, Hooks};
-use crate::job::{ErrorKind, JobError};
+use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Suspension};
@@ -53,6 +53,8 @@ pub(crate) struct Execution {
     pub(crate) cancelled: CancellationToken,
     /// Someone holds the token, so the body gets its grace after a cancel.
     watched: AtomicBool,
+    /// How the job's steps are tried again that say nothing themselves.
+    retry: OnceLock<Retry>,
     steps: Mutex<Steps>,
     /// Steps that are called and do not just wait.
     busy: AtomicU32,
@@ -166,6 +168,7 @@ impl Execution {
             means,
             cancelled: CancellationToken::new(),
             watched: AtomicBool::new(false),
+            retry: OnceLock::new(),
             steps: Mutex::default(),
             busy: AtomicU32::new(0),
             parked: AtomicU32::new(0),
@@ -227,7 +230,10 @@ impl Execution {
             return None;
         }
         let due = steps.parked.values().filter_map(|parked| parked.open.due).min();
-        if due.is_some_and(|due| due.since(self.now()) <= self.means.hooks.suspend_after(SUSPEND_AFTER)) {
+        // At a shutdown nothing is worth to stay for.
+        let short = self.means.hooks.suspend_after(SUSPEND_AFTER);
+        let is_soon = |due: Timestamp| due.since(self.now()) <= short;
+        if due.is_some_and(is_soon) && !self.means.draining.is_cancelled() {
             return None;
         }
         let names: BTreeSet<&str> = steps.parked.values().filter_map(|parked| parked.open.signal.as_deref()).collect();
@@ -239,6 +245,18 @@ impl Execution {
     pub(crate) fn waits_outside(&self) -> bool {
         let (busy, delayed) = (self.busy.load(Ordering::SeqCst), self.motion.delayed());
         busy > delayed || (delayed == 0 && self.parked.load(Ordering::SeqCst) == 0)
+    }
+
+    /// Takes up the job's default.
+    pub(crate) fn set_retry(&self, retry: &Option<Retry>) {
+        if let Some(retry) = retry {
+            // Set once, before the body begins.
+            let _ = self.retry.set(retry.clone());
+        }
+    }
+
+    pub(super) fn retry(&self) -> Option<&Retry> {
+        self.retry.get()
     }
 
     /// Steps on disk that this execution has not asked for, by index.

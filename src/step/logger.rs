@@ -10,7 +10,7 @@ use crate::codec::records::ProgressRecord;
 use crate::event::EventKind;
 use crate::hooks::Bug;
 use crate::job::{cut, is_readable};
-use crate::limits::LOG_LINE_BYTES_MAX;
+use crate::limits::{ERROR_TEXT_BYTES_MAX, LOG_LINE_BYTES_MAX};
 use crate::run::{LogLevel, Progress};
 use crate::store::op::Line;
 
@@ -52,7 +52,7 @@ impl Logger {
         if execution.is_over() || execution.cancelled.is_cancelled() {
             return;
         }
-        let message = cut(message);
+        let message = cut(message, ERROR_TEXT_BYTES_MAX);
         let mut data = serde_json::to_value(fields).unwrap_or(Value::Null);
         let mut fields = serde_json::to_vec(&data).unwrap_or_default();
         let is_readable = is_readable(&data) || execution.means.hooks.plants(Bug::DeepFieldsStored);
@@ -91,7 +91,7 @@ impl<'s> ProgressReport<'s> {
 
     /// Adds a few words for people.
     pub fn message(mut self, message: impl Into<String>) {
-        self.progress.message = Some(cut(message.into()));
+        self.progress.message = Some(cut(message.into(), ERROR_TEXT_BYTES_MAX));
         self.note();
     }
 

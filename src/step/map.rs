@@ -582,6 +582,7 @@ impl Writing {
             version: execution.version(),
             error: None,
             open: Some(&open),
+            tries: &[],
         };
         let mut sealed = Vec::new();
         let Ok(output_at) = codec::seal_into(&mut sealed, &header, |out| {

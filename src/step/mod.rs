@@ -1,7 +1,7 @@
 //! Steps as user code sees them.
 //!
 //! Layout: [`Step`] is what a body gets; [`StepRun`] the builder and future of one step, [`StepWait`] that of one which
-//! waits; `execution` what its steps share;
+//! waits; `retry` what is done about one that failed; `execution` what its steps share;
 //! `current` which body is being polled; `blocking` the threads for code that blocks.
 
 pub(crate) mod blocking;
@@ -10,6 +10,7 @@ pub(crate) mod execution;
 mod logger;
 mod map;
 mod race;
+mod retry;
 mod run;
 pub(crate) mod signals;
 pub(crate) mod wait;
@@ -145,7 +146,8 @@ impl Step {
     /// `blocking_threads`.
     ///
     /// It can't be stopped: after a cancel or a timeout the run still holds its concurrency key and its slot until the code
-    /// has returned, and a shutdown leaves it behind after the grace.
+    /// has returned, and a shutdown leaves it behind after the grace. An attempt after a timeout waits, on a thread of its own,
+    /// until the one before has returned.
     #[track_caller]
     pub fn run_blocking<'a, T, F>(&self, key: impl Into<StepKey>, body: F) -> StepRun<'a, T>
     where
@@ -460,7 +462,8 @@ impl StepCx {
         }
     }
 
-    /// Which try of the step this is, from 1.
+    /// Which attempt of the step this is, from 1. It counts on over crashes and restarts; one that a crash cut off does not
+    /// count.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }

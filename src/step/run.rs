@@ -18,13 +18,13 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::execution::{Execution, Known, Ticket};
-use super::{StepCx, current};
+use super::{StepCx, current, retry};
 use crate::codec;
 use crate::codec::records::{ErrorRecord, StepRecordRef};
 use crate::error::Error;
 use crate::event::{EventKind, StepTold};
 use crate::hooks::Failpoint;
-use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema, upcast};
+use crate::job::{ErrorKind, JobError, JobResult, Retry, not_storable, schema, upcast};
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
@@ -38,6 +38,7 @@ pub(super) type Body<'a, T> = Box<dyn FnMut(StepCx) -> BodyFuture<'a, T> + Send 
 pub struct StepRun<'a, T> {
     state: State<'a, T>,
     timeout: Option<Duration>,
+    retry: Option<Box<Retry>>,
     /// Where there are none, they cost nothing.
     upcasts: Option<Box<Upcasts<'a>>>,
     span: Span,
@@ -52,6 +53,8 @@ enum State<'a, T> {
     Replayed(BodyFuture<'a, T>),
     /// Its body is tried.
     Tried(Try<'a, T>),
+    /// An attempt failed, and the next one is not due yet.
+    Retried(Retried, Body<'a, T>),
     /// What came out waits for room among the writes.
     Admitted(Admitting, Box<Outcome<T>>),
     /// What came out is with the writer. It is given to the body once it is on disk.
@@ -62,6 +65,7 @@ enum State<'a, T> {
     Never,
 }
 
+type Retried = Pin<Box<dyn Future<Output = Ticket> + Send>>;
 type Admitting = Pin<Box<dyn Future<Output = Admitted> + Send>>;
 
 impl<T> Unpin for StepRun<'_, T> {}
@@ -86,13 +90,20 @@ impl<'a, T> StepRun<'a, T> {
     }
 
     fn of(state: State<'a, T>) -> Self {
-        StepRun { state, timeout: None, upcasts: None, span: Span::none() }
+        StepRun { state, timeout: None, retry: None, upcasts: None, span: Span::none() }
     }
 
-    /// Fail the step if its body takes longer than this; without it, it takes as long as it takes. The body is dropped then,
-    /// and the failure is the step's outcome.
+    /// Fail an attempt if the body takes longer than this; without it, it takes as long as it takes. The body is dropped then,
+    /// and unless the step is tried again the failure is its outcome.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Try the step again when it fails, as this says, whatever the [job's own](crate::Job::retry) says. The body is called anew
+    /// for each attempt.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = Some(Box::new(retry));
         self
     }
 
@@ -132,7 +143,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
     type Output = JobResult<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
-        let StepRun { state, timeout, upcasts, span } = self.get_mut();
+        let StepRun { state, timeout, retry, upcasts, span } = self.get_mut();
         if let State::Called(ticket, _) = state {
             *span = span_of(ticket);
         }
@@ -143,7 +154,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                 State::Tried(trying) => {
                     let result = ready!(trying.poll(cx));
                     match state.take() {
-                        State::Tried(trying) => trying.conclude(result),
+                        State::Tried(trying) => trying.conclude(result, retry.as_deref()),
                         other => other,
                     }
                 }
@@ -166,10 +177,20 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                         State::Never
                     }
                     State::Called(ticket, _) if ticket.is_other_kind(StepKind::Run) => State::Never,
+                    State::Called(ticket, body) if ticket.tried().is_some() => {
+                        State::Retried(Box::pin(retry::due(ticket)), body)
+                    }
                     State::Called(ticket, _) if ticket.known.is_some() => {
                         State::Replayed(Box::pin(replay(ticket, upcasts.take())))
                     }
                     State::Called(ticket, body) => Try::begin(ticket, body, *timeout),
+                    State::Retried(mut waiting, body) => match waiting.as_mut().poll(cx) {
+                        Poll::Ready(ticket) => Try::begin(ticket, body, *timeout),
+                        Poll::Pending => {
+                            *state = State::Retried(waiting, body);
+                            return Poll::Pending;
+                        }
+                    },
                     State::Admitted(mut admitting, outcome) => match admitting.as_mut().poll(cx) {
                         Poll::Ready(admitted) => outcome.hand_over(admitted),
                         Poll::Pending => {
@@ -210,13 +231,15 @@ pub(super) fn span_of(ticket: &Ticket) -> Span {
         job = &*subject.job_name,
         step = &*ticket.key,
         index = ticket.index,
-        replayed = ticket.known.is_some(),
+        replayed = ticket.known.is_some() && ticket.tried().is_none(),
     )
 }
 
 /// One try of a step's body, inside its scope and its timeout.
 struct Try<'a, T> {
     body: BodyFuture<'a, T>,
+    /// For the next attempt.
+    again: Body<'a, T>,
     timer: Option<(Timer, Duration)>,
     started_at: Timestamp,
     began: Duration,
@@ -228,9 +251,10 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Try<'a, T> {
         let execution = &ticket.execution;
         let (step, index) = (&ticket.key, ticket.index);
         execution.tell(|| EventKind::StepStarted { step: step.clone(), index });
-        let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: 1 };
+        let cx = StepCx { execution: execution.clone(), key: step.clone(), attempt: ticket.next_attempt() };
         State::Tried(Try {
             body: call(&mut body, cx),
+            again: body,
             timer: timeout.map(|timeout| (execution.means.clock.sleep(timeout), timeout)),
             started_at: execution.now(),
             began: execution.means.clock.monotonic(),
@@ -253,8 +277,8 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Try<'a, T> {
     }
 
     /// The body is over: what came out is handed to the writer, unless it does not count.
-    fn conclude(self, result: JobResult<T>) -> State<'a, T> {
-        let Try { body, ticket, started_at, began, .. } = self;
+    fn conclude(self, result: JobResult<T>, asked: Option<&Retry>) -> State<'a, T> {
+        let Try { body, again, ticket, started_at, began, .. } = self;
         drop(body);
         let execution = &ticket.execution;
         if result.is_err() && execution.is_stopping() {
@@ -268,6 +292,14 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Try<'a, T> {
             }
             return State::Never;
         }
+        let result = match result {
+            Err(error) => match retry::delay(&ticket, asked, &error) {
+                Some(delay) => return State::Retried(Box::pin(retry::again(ticket, error, started_at, delay)), again),
+                None => Err(error),
+            },
+            Ok(value) => Ok(value),
+        };
+        drop(again);
         let outcome = Outcome::seal(ticket, result, started_at, began);
         let execution = outcome.ticket.execution.clone();
         let bytes = outcome.told.record.len() - outcome.told.output_at + outcome.told.step.len() + 64;
@@ -314,16 +346,18 @@ impl<T: Serialize + DeserializeOwned> Outcome<T> {
         // Taken out, since a user's Serialize may come here again.
         let mut scratch = SCRATCH.take();
         let execution = &ticket.execution;
+        let before = ticket.tried();
         let header = StepRecordRef {
             key: &ticket.key,
             kind: StepKind::Run.to_byte(),
             version: execution.version(),
             generation: execution.start.generation,
-            started_at,
+            started_at: before.map_or(started_at, |before| before.started_at),
             completed_at: execution.now(),
-            attempts: 1,
+            attempts: ticket.next_attempt(),
             error: None,
             open: None,
+            tries: before.map_or(&[], |before| &before.tries),
         };
         let sealed = result.and_then(|value| {
             let output_at = codec::seal_into(&mut scratch, &header, |out| {
@@ -337,7 +371,12 @@ impl<T: Serialize + DeserializeOwned> Outcome<T> {
             Err(error) => {
                 let mut record = error.into_record();
                 record.step = Some(ticket.key.to_string());
-                let header = StepRecordRef { error: Some(&record), ..header };
+                let mut tries = header.tries.to_vec();
+                if before.is_some() {
+                    let times = (started_at, header.completed_at);
+                    retry::add_try(&mut tries, header.attempts, &record, times);
+                }
+                let header = StepRecordRef { error: Some(&record), tries: &tries, ..header };
                 let Ok(output_at) = codec::seal_into(&mut scratch, &header, |_| Ok::<(), Infallible>(()));
                 (output_at, Err(record))
             }
@@ -399,6 +438,7 @@ pub(super) async fn record_outcome(
         attempts: 1,
         error,
         open: None,
+        tries: &[],
     };
     let mut sealed = Vec::new();
     let Ok(output_at) = codec::seal_into(&mut sealed, &header, |out| {

@@ -215,26 +215,36 @@ fn first_record(ticket: &Ticket, wanted: &Wanted, now: Timestamp) -> StepRecord 
         attempts: 1,
         error: None,
         open: Some(WaitRecord { due, signal: wanted.signal.clone(), run: None }),
+        tries: Vec::new(),
     }
 }
 
-/// Waits until there is something to ask for: the moment has come, or the writer has told of something.
-async fn park(ticket: &mut Ticket, open: WaitRecord, signals: u64) {
-    let clock = ticket.execution.means.clock.clone();
+/// Waits until there is something to ask for: the moment has come, or the writer has told of something. What was tried before
+/// is not tried again once the runtime shuts down.
+pub(super) async fn park(ticket: &mut Ticket, open: WaitRecord, signals: u64) {
+    let (clock, draining) = (ticket.execution.means.clock.clone(), ticket.execution.means.draining.clone());
+    let mut drained = std::pin::pin!(draining.cancelled());
+    let (mut stopping, tried) = (false, ticket.tried().is_some_and(|record| record.kind == StepKind::Run.to_byte()));
     loop {
         // The wall clock may be set while this waits by another one, so it is looked at again from time to time.
-        let left = open.due.map(|due| due.since(clock.now()));
+        let left = open.due.filter(|_| !(stopping && tried)).map(|due| due.since(clock.now()));
         let mut timer = left.map(|left| clock.sleep(left.min(ALARM_RECHECK)));
         let told = poll_fn(|cx| {
             if ticket.park(&open, signals, cx.waker()) {
                 return Poll::Ready(true);
+            }
+            // A shutdown suspends what only waits, so the body is to be looked at.
+            if !stopping && drained.as_mut().poll(cx).is_ready() {
+                stopping = true;
+                return Poll::Ready(false);
             }
             match &mut timer {
                 Some(timer) => timer.as_mut().poll(cx).map(|()| false),
                 None => Poll::Pending,
             }
         });
-        if told.await || open.due.is_some_and(|due| due <= clock.now()) {
+        let told = told.await;
+        if told || (!(stopping && tried) && open.due.is_some_and(|due| due <= clock.now())) {
             return ticket.unpark();
         }
     }

@@ -34,7 +34,7 @@ pub(crate) struct Call<Q, A> {
     pub(crate) request: Q,
     pub(crate) answer: Option<Result<A, Error>>,
     pub(crate) reply: oneshot::Sender<Result<A, Error>>,
-    /// Held until the answer is given.
+    /// Held until the answer is about to be given.
     _admitted: Admitted,
 }
 
@@ -46,10 +46,10 @@ impl<Q, A> Call<Q, A> {
 
     /// Tells the caller what was decided, or why nothing was. One that has gone away is not told; what was done stays done.
     fn settle(self, failure: Option<Error>) {
-        let answer = failure.map_or_else(|| self.answer.unwrap_or(Err(Error::ShutDown)), Err);
-        // Before the answer: whoever has it may ask for that room again at once.
-        drop(self._admitted);
-        let _ = self.reply.send(answer);
+        let Call { answer, reply, _admitted, .. } = self;
+        // Whoever hears the answer finds the room that this took.
+        drop(_admitted);
+        let _ = reply.send(failure.map_or_else(|| answer.unwrap_or(Err(Error::ShutDown)), Err));
     }
 }
 
@@ -119,6 +119,7 @@ impl Op {
         match self {
             Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
             Op::Checkpoint(call) => call.request.told.record.len() + 64,
+            Op::Await(call) => call.request.record.bytes() + 64,
             Op::Spawn(call) => call.request.child.bytes(),
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::Schedule(call) => call.request.run.bytes() + 512,
@@ -242,6 +243,8 @@ pub(crate) struct NewRun {
     pub(crate) forked: Option<Box<Forked>>,
     pub(crate) parent: Option<Parent>,
     pub(crate) not_before: Option<NotBefore>,
+    /// How long after its trigger it must have ended.
+    pub(crate) deadline: Option<Duration>,
     pub(crate) priority: i8,
     /// The schedule that asks for it, and its due time.
     pub(crate) schedule: Option<(Arc<str>, Option<Timestamp>)>,

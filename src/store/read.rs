@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::id::RunId;
 use crate::limits::{REPLAY_BYTES_MAX, REPLAY_INLINE_BYTES_MAX};
 use crate::run::{
-    ItemCounts, LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, WaitingFor,
+    ItemCounts, LogLevel, LogLine, OpenStep, Progress, Run, RunStatus, StepInfo, StepKind, StepStatus, Try, WaitingFor,
 };
 use crate::schedule::Scheduled;
 
@@ -319,6 +319,7 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         recoveries: state.recoveries,
         parent: record.parent,
         not_before: record.not_before,
+        deadline: record.deadline.filter(|_| !state.resumed),
         schedule: record.schedule.map(|(name, due)| Scheduled { name, due }),
         retriggered_from: record.retriggered_from,
         forked_from: record.forked_from,
@@ -364,6 +365,7 @@ fn step_info(run: RunId, index: u32, record: StepRecord, output: &Bytes, unused:
         (None, Some(_)) => StepStatus::Failed,
         (None, None) => StepStatus::Completed,
     };
+    let tries = tries(&record, kind);
     Ok(StepInfo {
         run_id: run,
         name: record.key,
@@ -381,9 +383,27 @@ fn step_info(run: RunId, index: u32, record: StepRecord, output: &Bytes, unused:
         output: if status == StepStatus::Completed { Some(json(Table::Steps, key, output)?) } else { None },
         error: record.error.map(Into::into),
         attempts: record.attempts,
+        tries,
         started_at: record.started_at,
         completed_at: record.completed_at,
     })
+}
+
+/// The failed attempts of a step. What made its outcome is not stored twice where it is the only one.
+fn tries(record: &StepRecord, kind: StepKind) -> Vec<Try> {
+    let stored = record.tries.iter().map(|tried| Try {
+        number: tried.number,
+        error: tried.error.clone().into(),
+        started_at: tried.started_at,
+        failed_at: tried.failed_at,
+    });
+    let only = record.error.as_ref().filter(|_| kind == StepKind::Run && record.tries.is_empty()).map(|error| Try {
+        number: record.attempts,
+        error: error.clone().into(),
+        started_at: record.started_at,
+        failed_at: record.completed_at,
+    });
+    stored.chain(only).collect()
 }
 
 fn kind(record: &StepRecord, key: &[u8]) -> Result<StepKind, Corrupted> {

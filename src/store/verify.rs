@@ -27,7 +27,7 @@ use crate::codec::{self, BlobRef, keys};
 use crate::error::Error;
 use crate::id::RunId;
 use crate::run::{RunStatus, StepKind};
-use crate::time::SystemClock;
+use crate::time::{SystemClock, Timestamp};
 
 /// Problems that are listed; more are counted only.
 const LISTED_MAX: usize = 1_000;
@@ -139,6 +139,8 @@ impl Store {
 struct Known {
     job: u32,
     status: RunStatus,
+    /// The one that counts.
+    deadline: Option<Timestamp>,
 }
 
 struct Audit<'v, 'a> {
@@ -240,7 +242,8 @@ impl Audit<'_, '_> {
         let record = codec::open::<RunRecord>(Table::Runs, key, &row);
         let (Ok((record, _)), Ok(state)) = (record, state) else { return Ok(Some(Err(()))) };
         let status = RunStatus::from_byte(state.status);
-        Ok(Some(status.map(|status| Known { job: record.job, status }).ok_or(())))
+        let deadline = record.deadline.filter(|_| !state.resumed);
+        Ok(Some(status.map(|status| Known { job: record.job, status, deadline }).ok_or(())))
     }
 
     fn jobs(&mut self) -> Result<(), Fault> {
@@ -427,10 +430,20 @@ impl Audit<'_, '_> {
                 };
                 if !agrees {
                     audit.problem(table.name(), key, "its run says otherwise");
-                } else if table == Table::ByStatus && matches!(known.status, RunStatus::Pending | RunStatus::Leased) {
-                    drop(audit.decoded::<LineRecord>(table, key, &row));
-                } else if table == Table::ByStatus && known.status == RunStatus::Suspended {
-                    drop(audit.decoded::<SleepRecord>(table, key, &row));
+                    return Ok(());
+                }
+                let deadline = match known.status {
+                    _ if table != Table::ByStatus => None,
+                    RunStatus::Pending => audit.decoded::<LineRecord>(table, key, &row).map(|line| line.deadline),
+                    RunStatus::Suspended => audit.decoded::<SleepRecord>(table, key, &row).map(|sleep| sleep.deadline),
+                    RunStatus::Leased => {
+                        drop(audit.decoded::<LineRecord>(table, key, &row));
+                        None
+                    }
+                    _ => None,
+                };
+                if deadline.is_some_and(|deadline| deadline != known.deadline) {
+                    audit.problem(table.name(), key, "its run has another deadline");
                 }
                 Ok(())
             })?;
@@ -496,7 +509,7 @@ impl Audit<'_, '_> {
                 Some(Ok(job)) if !audit.jobs.contains(&job) => audit.problem("throttles", key, "its job has no name"),
                 Some(_) => {}
             }
-            let _ = audit.decoded::<ThrottleRecord>(Table::Throttles, key, &row);
+            let _: Option<ThrottleRecord> = audit.decoded(Table::Throttles, key, &row);
             Ok(())
         })
     }

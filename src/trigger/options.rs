@@ -24,6 +24,7 @@ pub(crate) struct Options {
     pub(crate) priority: i8,
     pub(crate) on_conflict: OnConflict,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) deadline: Option<Duration>,
     pub(crate) not_before: Option<NotBefore>,
 }
 
@@ -118,6 +119,13 @@ macro_rules! trigger_options {
             /// [`OnConflict::Queue`](crate::OnConflict::Queue).
             pub fn on_conflict(mut self, policy: $crate::trigger::OnConflict) -> Self {
                 self.$($field).+.on_conflict = policy;
+                self
+            }
+
+            /// The run fails with [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) if it has not ended this
+            /// long after its trigger, in milliseconds, instead of what its [job](crate::Job::deadline) says.
+            pub fn deadline(mut self, deadline: std::time::Duration) -> Self {
+                self.$($field).+.deadline = Some(deadline);
                 self
             }
 
@@ -245,6 +253,7 @@ impl Options {
             forked: None,
             parent: None,
             not_before: self.not_before,
+            deadline: self.deadline,
             schedule: None,
             priority: self.priority,
         })

@@ -76,7 +76,11 @@ async fn runs_of_overlapping_keys_all_end_and_no_key_is_held_by_more_than_may() 
                     *most = now.max(*most);
                 }
                 for n in 0..3 {
-                    step.run(("step", n), || async { Ok(tokio::task::yield_now().await) }).await?;
+                    step.run(("step", n), || async {
+                        tokio::task::yield_now().await;
+                        Ok(())
+                    })
+                    .await?;
                 }
                 for key in keys() {
                     *inside.lock().unwrap().now.entry(key).or_default() -= 1;
@@ -109,8 +113,7 @@ async fn runs_of_overlapping_keys_all_end_and_no_key_is_held_by_more_than_may() 
 #[tokio::test]
 async fn a_suspended_run_keeps_all_its_keys_also_over_a_restart() {
     within(async {
-        let waits =
-            || Job::new("waits", |step: Step, _: u32| async move { Ok(step.wait_signal::<u32>("go", "go").await?) });
+        let waits = || Job::new("waits", |step: Step, _: u32| async move { step.wait_signal::<u32>("go", "go").await });
         let file = TempFile::new();
         let (run, behind) = {
             let durably = file.open().await;

@@ -34,11 +34,7 @@ async fn a_paused_key_lets_nobody_in_and_who_holds_it_goes_on() {
         let mut events = durably.events();
         let (waits, other) = durably
             .register((
-                job_with(
-                    "waits",
-                    (),
-                    |step: Step, _, ()| async move { Ok(step.wait_signal::<u32>("go", "go").await?) },
-                ),
+                job_with("waits", (), |step: Step, _, ()| async move { step.wait_signal::<u32>("go", "go").await }),
                 echo("other"),
             ))
             .unwrap();

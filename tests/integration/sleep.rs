@@ -262,3 +262,97 @@ async fn a_key_that_held_another_sort_of_step_ends_the_run_and_a_fix_goes_on() {
     })
     .await;
 }
+
+const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+#[tokio::test]
+async fn p19_a_clock_that_is_set_back_delays_a_pause_by_as_much_and_loses_nothing() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = Durably::builder().clock(clock.clone()).in_memory().await.unwrap();
+        let (calls, mut events) = (Count::default(), durably.events());
+        let job = durably.register(sleeper(&calls)).unwrap();
+        let run = job.trigger(3600).await.unwrap();
+        suspended(&durably, &mut events).await;
+        clock.set_back(TEN_YEARS);
+        // What else there is to do goes on by the clock as it reads now.
+        assert_eq!(job.trigger(0).await.unwrap().output().await.unwrap(), "2 3");
+        clock.advance(Duration::from_secs(3600));
+        durably.stats().await.unwrap();
+        assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Suspended, "its moment is ten years away");
+        clock.advance(TEN_YEARS);
+        durably.stats().await.unwrap();
+        assert_eq!(run.output().await.unwrap(), "1 4");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p19_a_clock_that_leaps_ahead_ends_the_pauses_that_are_over_by_it() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = Durably::builder().clock(clock.clone()).in_memory().await.unwrap();
+        let mut events = durably.events();
+        let job = durably.register(sleeper(&Count::default())).unwrap();
+        let run = job.trigger(3600).await.unwrap();
+        suspended(&durably, &mut events).await;
+        let later = job.trigger(u32::MAX).await.unwrap();
+        next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;
+        clock.advance(TEN_YEARS);
+        durably.stats().await.unwrap();
+        run.output().await.unwrap();
+        assert_eq!(run_of(&durably, later.id()).await.status, RunStatus::Suspended, "136 years are not over");
+        // And back: what has ended stays ended, and what sleeps goes on sleeping.
+        clock.set_back(TEN_YEARS);
+        durably.stats().await.unwrap();
+        assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Completed);
+        assert_eq!(run_of(&durably, later.id()).await.status, RunStatus::Suspended);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p19_a_pause_in_memory_whose_moment_moves_away_is_suspended_then() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = Durably::builder().clock(clock.clone()).in_memory().await.unwrap();
+        let mut events = durably.events();
+        let job = durably
+            .register(Job::new("job", |step: Step, _: u32| async move {
+                step.sleep("short", Duration::from_millis(200)).await
+            }))
+            .unwrap();
+        let run = job.trigger(0).await.unwrap();
+        next_event(&mut events, |event| matches!(event.kind, EventKind::StepWaiting { .. })).await;
+        clock.set_back(TEN_YEARS);
+        suspended(&durably, &mut events).await;
+        clock.advance(TEN_YEARS + Duration::from_millis(200));
+        durably.stats().await.unwrap();
+        run.output().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p19_a_restart_with_a_clock_that_was_set_back_is_not_early() {
+    within(async {
+        let (file, clock, calls) = (TempFile::new(), ManualClock::new(), Count::default());
+        let id = {
+            let durably = file.open_with(Durably::builder().clock(clock.clone())).await;
+            let mut events = durably.events();
+            let run = durably.register(sleeper(&calls)).unwrap().trigger(3600).await.unwrap();
+            suspended(&durably, &mut events).await;
+            run.id()
+        };
+        clock.set_back(TEN_YEARS);
+        let durably = file.open_with(Durably::builder().clock(clock.clone())).await;
+        durably.register(sleeper(&calls)).unwrap();
+        clock.advance(DAY);
+        durably.stats().await.unwrap();
+        assert_eq!(run_of(&durably, id).await.status, RunStatus::Suspended);
+        clock.advance(TEN_YEARS);
+        durably.stats().await.unwrap();
+        assert_eq!(ended(&durably, id).await.output.unwrap(), "1 2");
+    })
+    .await;
+}

@@ -345,6 +345,7 @@ impl World {
             attempts,
             error: None,
             open: None,
+            tries: &[],
         };
         let mut record = Vec::new();
         let output = json(value);
@@ -453,6 +454,7 @@ pub(super) fn new(input: &str) -> NewRun {
         forked: None,
         parent: None,
         not_before: None,
+        deadline: None,
         priority: 0,
         schedule: None,
     }

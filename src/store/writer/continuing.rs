@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::execution::line_of;
+use super::execution::{deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::Turn;
 use super::{Body, Fault, Writer};
@@ -40,6 +40,8 @@ impl Writer {
                 let passed = Duration::as_millis(&turn.now.since(old.created_at));
                 ttl.saturating_sub(u64::try_from(passed).unwrap_or(u64::MAX))
             }),
+            // So does this.
+            deadline: deadline_of(old, state),
             retriggered_from: None,
             forked_from: None,
             continued_from: Some(run),
@@ -56,7 +58,7 @@ impl Writer {
         let line = LineRecord { holds, touched: signalled, ..line_of(&record, &fresh, false) };
         turn.ends.push((run, Ended::Continued(next)));
         state.continued_as = Some(next);
-        self.end_rows(turn, run, body.job, state, RunStatus::Leased, RunStatus::Completed)?;
+        self.end_rows(turn, run, &body.record, state, RunStatus::Leased, RunStatus::Completed)?;
         turn.put_ended(run, state, &Bytes::from_static(b"null"));
         turn.tell(&body.subject, What::Kind(Box::new(EventKind::RunContinued { next })));
         turn.live.push((run, None));
@@ -71,6 +73,7 @@ impl Writer {
         }
         self.move_awaiters(turn, run, next)?;
         self.tell_engine(turn, EngineEvent::Continued { run, next: queued(next, &line) });
+        self.arm(turn, next, line.deadline);
         Ok(())
     }
 

@@ -96,9 +96,22 @@ impl Writer {
         loaded: &Loaded,
         state: &mut StateRecord,
     ) -> Result<(), Fault> {
-        let record = &loaded.record;
         let kind = EventKind::RunCancelled { replaced_by: state.replaced_by };
-        self.end_rows(turn, run, record.job, state, loaded.status(), RunStatus::Cancelled)?;
+        self.end_waiting(turn, run, loaded, state, RunStatus::Cancelled, kind)
+    }
+
+    /// Ends a run that has no lease.
+    pub(super) fn end_waiting(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        loaded: &Loaded,
+        state: &mut StateRecord,
+        status: RunStatus,
+        kind: EventKind,
+    ) -> Result<(), Fault> {
+        let record = &loaded.record;
+        self.end_rows(turn, run, record, state, loaded.status(), status)?;
         if let Some(name) = self.jobs.names.get(&record.job).cloned() {
             turn.event(run, &name, record, kind);
         }
@@ -131,6 +144,7 @@ impl Writer {
         state.status = RunStatus::Pending.to_byte();
         state.updated_at = Some(turn.now);
         state.replaced_by = None;
+        state.resumed = true;
         if state.steps_bytes == 0 {
             // Its checkpoints went with its end, so it starts from its first step and counts anew.
             (state.steps_completed, state.step_index) = (0, 0);
@@ -151,12 +165,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the recorded failures of the steps that `which` picks, so that they run again.
+    /// Deletes the recorded failures of the steps that `which` picks, so that they run again; also those of attempts that were
+    /// to be followed by others.
     fn clear_failures(&mut self, turn: &mut Turn<'_>, run: RunId, which: impl Fn(&str) -> bool) -> Result<(), Fault> {
         let mut cleared = Vec::new();
         turn.rows().steps(run, &mut |index, row| {
             let (step, payload) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-            if step.error.is_some() && which(&step.key) {
+            let failed = step.error.is_some() || (step.open.is_some() && !step.tries.is_empty());
+            if failed && which(&step.key) {
                 cleared.push((index, step, payload));
             }
             Ok(ControlFlow::Continue(()))

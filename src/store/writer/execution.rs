@@ -13,11 +13,13 @@ use crate::engine::{Claim, Event as EngineEvent, Fence, Generation};
 use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
+use crate::job::{ErrorKind, JobError};
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_MAX, UNUSED_STEPS_MAX};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
+use crate::time::Timestamp;
 
 impl Writer {
     /// Writes a lease for every run that may start now, up to what one commit starts; the next goes on.
@@ -237,11 +239,46 @@ impl Writer {
         status: RunStatus,
         kind: EventKind,
     ) -> Result<(), Fault> {
-        self.end_rows(turn, run, body.job, state, RunStatus::Leased, status)?;
+        self.end_rows(turn, run, &body.record, state, RunStatus::Leased, status)?;
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
+        Ok(())
+    }
+
+    /// Sees to it that a run ends by its moment, if it has one.
+    pub(super) fn arm(&mut self, turn: &mut Turn<'_>, run: RunId, deadline: Option<Timestamp>) {
+        if let Some(at) = deadline {
+            self.tell_engine(turn, EngineEvent::Deadline { run, at, armed: true });
+        }
+    }
+
+    /// Fails a run that has not ended by its moment.
+    pub(super) fn exceed(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
+        let Some(loaded) = turn.load(run)? else { return Ok(()) };
+        let body = self.bodies.get(&run).cloned();
+        let mut state = body.as_ref().map_or(&loaded.state, |body| &body.state).clone();
+        let status = RunStatus::from_byte(state.status).unwrap_or(RunStatus::Suspended);
+        let Some(deadline) = deadline_of(&loaded.record, &state).filter(|at| *at <= turn.now && !status.is_terminal())
+        else {
+            return Ok(());
+        };
+        let error = JobError::of_kind(ErrorKind::DeadlineExceeded, format!("the run had not ended by {deadline}"));
+        let error = error.into_record();
+        state.error = Some(error.clone());
+        let has_children = state.has_children;
+        let kind = EventKind::RunFailed { error: error.into() };
+        match body {
+            Some(body) => {
+                self.conclude(turn, run, &body, &mut state, RunStatus::Failed, kind)?;
+                turn.effects.push(Effect::Cancel(run, body.generation));
+            }
+            None => self.end_waiting(turn, run, &loaded, &mut state, RunStatus::Failed, kind)?,
+        }
+        if has_children {
+            self.cancel_children(turn, run)?;
+        }
         Ok(())
     }
 
@@ -250,7 +287,7 @@ impl Writer {
         &mut self,
         turn: &mut Turn<'_>,
         run: RunId,
-        job: u32,
+        record: &RunRecord,
         state: &mut StateRecord,
         from: RunStatus,
         status: RunStatus,
@@ -278,7 +315,10 @@ impl Writer {
         }
         self.move_status(turn, run, from, status, state.generation <= 1);
         turn.stage.put(Table::Ended, keys::ended(turn.now, run), Vec::new());
-        self.tally(turn, job, status, 1);
+        self.tally(turn, record.job, status, 1);
+        if let Some(at) = deadline_of(record, state) {
+            self.tell_engine(turn, EngineEvent::Deadline { run, at, armed: false });
+        }
         match status {
             RunStatus::Cancelled => {
                 turn.ends.push((run, Ended::Cancelled));
@@ -336,6 +376,11 @@ impl Writer {
     }
 }
 
+/// The moment by which a run must have ended, if that counts.
+pub(super) fn deadline_of(record: &RunRecord, state: &StateRecord) -> Option<Timestamp> {
+    record.deadline.filter(|_| !state.resumed)
+}
+
 /// A run's line as its index row has it.
 pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) -> LineRecord {
     LineRecord {
@@ -350,6 +395,7 @@ pub(super) fn line_of(record: &RunRecord, state: &StateRecord, blocked: bool) ->
         touched: false,
         holds: false,
         not_before: None,
+        deadline: deadline_of(record, state),
     }
 }
 

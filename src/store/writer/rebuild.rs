@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use super::execution::{body_of, line_of};
+use super::execution::{body_of, deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
 use super::{Alive, Body, Fault, Writer};
@@ -144,6 +144,7 @@ impl Writer {
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
                 turn.live.push((run, Some(body.live())));
+                self.arm(turn, run, deadline_of(&body.record, &body.state));
                 self.bodies.insert(run, body);
             }
         }
@@ -212,7 +213,7 @@ impl Writer {
                     terminal: true,
                 };
                 state.error = Some(error.clone());
-                self.end_rows(turn, run, record.job, &mut state, RunStatus::Leased, RunStatus::Failed)?;
+                self.end_rows(turn, run, &record, &mut state, RunStatus::Leased, RunStatus::Failed)?;
                 turn.event(run, &name, &record, EventKind::RunFailed { error: error.into() });
             }
         }
@@ -232,7 +233,7 @@ impl Writer {
                     if self.config.hooks.plants(Bug::LimitGrowsOnRestart) {
                         line.keys.iter_mut().for_each(|(_, limit)| *limit += 1);
                     }
-                    lines.push(queued(run, &line));
+                    lines.push((queued(run, &line), line.deadline));
                 }
                 Err(row) => tracing::error!(%run, error = %row, "a pending run can't be put in line"),
             }
@@ -241,7 +242,8 @@ impl Writer {
         if self.config.hooks.plants(Bug::WakeUpLostOnRestart) {
             lines.pop();
         }
-        for line in lines {
+        for (line, deadline) in lines {
+            self.arm(turn, line.run, deadline);
             match self.goes_on_for(turn, &line) {
                 Some(run) => self.tell_engine(turn, EngineEvent::Continued { run, next: line }),
                 None => self.tell_engine(turn, EngineEvent::Queued(line)),

@@ -168,6 +168,7 @@ impl Writer {
             parent: None,
             priority: record.priority,
             not_before: record.delay_ms.map(|ms| NotBefore::After(Duration::from_millis(ms))),
+            deadline: record.deadline_ms.map(Duration::from_millis),
             schedule: Some((name.clone(), due)),
         };
         match self.decide_all(turn, std::slice::from_ref(&item), &[record.job])? {
@@ -230,6 +231,7 @@ impl Writer {
             priority: run.priority,
             labels: run.labels.clone(),
             delay_ms: run.not_before.and_then(NotBefore::delay_ms),
+            deadline_ms: run.deadline.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             version: run.version,
             fingerprint: run.fingerprint,
             created_at: known.as_ref().map_or(turn.now, |known| known.record.created_at),

@@ -372,6 +372,7 @@ impl Writer {
             version: item.version,
             parent: item.parent.map(|parent| parent.run),
             not_before: item.not_before.and_then(|at| at.moment(turn.now)),
+            deadline: item.deadline.map(|deadline| turn.now.saturating_add(deadline)),
             ticket,
             schedule: item.schedule.as_ref().map(|(name, due)| (name.to_string(), *due)),
         };
@@ -388,6 +389,7 @@ impl Writer {
             touched: item.forked.is_some(),
             holds: false,
             not_before: record.not_before,
+            deadline: record.deadline,
         };
         if let Some(parent) = item.parent {
             turn.stage.insert(Table::Children, keys::child(parent.run, run), vec![u8::from(parent.detached)]);
@@ -397,6 +399,7 @@ impl Writer {
             begin_with(turn, run, forked);
         }
         self.tell_engine(turn, EngineEvent::Queued(queued(run, &line)));
+        self.arm(turn, run, line.deadline);
     }
 
     /// The rows that every new run has, and what is told of it.

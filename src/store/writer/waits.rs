@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::execution::line_of;
+use super::execution::{deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Writer};
@@ -40,7 +40,7 @@ impl Writer {
             let done = match alarm {
                 Alarm::Start => Ok(()),
                 Alarm::Wake => self.wake(turn, run),
-                Alarm::Deadline => Ok(()),
+                Alarm::Deadline => self.exceed(turn, run),
             };
             match done {
                 Err(Fault::Corrupted(row)) => tracing::error!(%run, error = %row, "what is due can't be done"),
@@ -74,14 +74,7 @@ impl Writer {
             return Ok(Settled::Decided(outcome));
         }
         if !stored {
-            self.record_step(
-                turn,
-                run,
-                index,
-                record,
-                &[],
-                EventKind::StepWaiting { step: record.key.as_str().into(), index },
-            );
+            self.record_step(turn, run, index, record, &[], waiting(record, index));
         }
         Ok(Settled::Open(Box::new(record.clone())))
     }
@@ -392,6 +385,7 @@ impl Writer {
             generation: state.generation,
             due: suspension.due,
             signals: suspension.signals.iter().map(|name| name.to_string()).collect(),
+            deadline: deadline_of(record, state),
         };
         turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Suspended, run), codec::seal(&sleep, &[]));
         self.tell_engine(turn, EngineEvent::Suspended(sleeper(run, &sleep)));
@@ -442,18 +436,20 @@ impl Writer {
 
     /// What suspended runs wait for, from their index rows, and the runs that steps wait for.
     pub(super) fn read_sleepers(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let mut sleepers = Vec::new();
+        // There may be very many, so they are not gathered first.
+        let (engine, now) = (&mut self.engine, turn.monotonic);
         turn.rows().scan_prefix(Table::ByStatus, &keys::by_status_prefix(RunStatus::Suspended), &mut |key, row| {
             let run = keys::read_run(key).ok_or_else(|| Corrupted::new(Table::ByStatus, key, "not a run id"))?;
             match codec::open::<SleepRecord>(Table::ByStatus, key, &row) {
-                Ok((sleep, _)) => sleepers.push(sleeper(run, &sleep)),
+                Ok((sleep, _)) => {
+                    let deadline = sleep.deadline.map(|at| EngineEvent::Deadline { run, at, armed: true });
+                    let events = deadline.into_iter().chain([EngineEvent::Suspended(sleeper(run, &sleep))]);
+                    events.for_each(|event| engine.apply(event, now));
+                }
                 Err(row) => tracing::error!(%run, error = %row, "a suspended run can't be woken"),
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        for sleeper in sleepers {
-            self.tell_engine(turn, EngineEvent::Suspended(sleeper));
-        }
         let keys = turn.rows().keys(Table::Awaiters, &[])?;
         self.awaited = keys.iter().filter_map(|key| keys::read_awaiter(key)).collect();
         Ok(())
@@ -461,7 +457,7 @@ impl Writer {
 }
 
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
-    Sleeper { run, job: sleep.job, keys: Keys::of(&sleep.keys), generation: sleep.generation, due: sleep.due }
+    Sleeper { run, job: sleep.job, keys: Keys::of(&sleep.keys), due: sleep.due }
 }
 
 fn sleep_of(turn: &Turn<'_>, run: RunId) -> Result<Option<SleepRecord>, Fault> {
@@ -495,6 +491,17 @@ fn decided(mut record: StepRecord, index: u32, outcome: &Outcome, turn: &Turn<'_
             record.error = Some(error.clone());
             (record, Bytes::new(), EventKind::StepFailed { step, index, error: error.into() })
         }
+    }
+}
+
+/// What is told of a step that begins to wait, or is to be tried again.
+fn waiting(record: &StepRecord, index: u32) -> EventKind {
+    let (step, open) = (record.key.as_str().into(), record.open.as_ref());
+    match (record.tries.last(), open.and_then(|open| open.due)) {
+        (Some(tried), Some(until)) => {
+            EventKind::StepRetrying { step, index, attempt: tried.number, error: tried.error.clone().into(), until }
+        }
+        _ => EventKind::StepWaiting { step, index },
     }
 }
 

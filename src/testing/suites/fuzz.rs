@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::codec::records::{
     ErrorRecord, JobRecord, LineRecord, LogRecord, ProgressRecord, RunRecord, ScheduleRecord, StandingRecord,
-    StateRecord, StepRecord, TallyRecord, ThrottleRecord, WaitRecord,
+    StateRecord, StepRecord, TallyRecord, ThrottleRecord, TryRecord, WaitRecord,
 };
 use crate::codec::segment::{Segment, SegmentHead, Stored};
 use crate::codec::{self, BlobRef, keys};
@@ -97,6 +97,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 version: seed as u32,
                 parent: run,
                 not_before: Some(at),
+                deadline: Some(at),
                 ticket: None,
                 schedule: Some((text(), Some(at))),
             };
@@ -117,7 +118,8 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
         }
         3 => codec::seal(&(), b"[1,2,3]"),
         4 => {
-            let (key, error) = (text(), Some(error));
+            let (key, tries) =
+                (text(), vec![TryRecord { number: 7, error: error.clone(), started_at: at, failed_at: at }]);
             let open = Some(WaitRecord { due: Some(at), signal: Some(text()), run });
             let step = StepRecord {
                 key,
@@ -127,8 +129,9 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 started_at: at,
                 completed_at: at,
                 attempts: 1,
-                error,
+                error: Some(error),
                 open,
+                tries,
             };
             codec::seal(&step, b"7")
         }
@@ -146,6 +149,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 touched: true,
                 holds: true,
                 not_before: Some(at),
+                deadline: Some(at),
             };
             codec::seal(&line, &[])
         }
@@ -167,6 +171,7 @@ pub fn sample(table: u8, seed: u64) -> Vec<u8> {
                 priority: -1,
                 labels: vec![(text(), text())],
                 delay_ms: Some(seed),
+                deadline_ms: Some(seed),
                 version: 1,
                 fingerprint: [7; 16],
                 created_at: at,

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 /// 2026-07-01, in the middle of what the wall clock may jump to.
 const WALL_MS: i64 = 1_782_864_000_000;
 
+const THIRTY_YEARS_MS: i64 = 30 * 365 * 86_400_000;
+
 #[derive(Debug, Default)]
 struct State {
     /// Monotonic time when this life began, with the waits that took none of tokio's time.
@@ -42,9 +44,13 @@ impl SimClock {
 
     /// The wall clock is set to another time; it stays within thirty years of where it began.
     pub fn jump(&self, ms: i64) {
-        const THIRTY_YEARS_MS: i64 = 30 * 365 * 86_400_000;
         let mut state = self.state();
         state.jumped_ms = (state.jumped_ms + ms).clamp(-THIRTY_YEARS_MS, THIRTY_YEARS_MS);
+    }
+
+    /// The wall clock is set as far ahead as it may have been at any time: what anybody waits for is due.
+    pub fn catch_up(&self) {
+        self.jump(2 * THIRTY_YEARS_MS);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use durably::{Error, JobError, JobResult, RunId, RunStatus, Step};
+use durably::{Error, JobError, JobResult, Retry, RunId, RunStatus, Step};
 
 use super::ledger::Outcome;
 use super::world::World;
@@ -24,6 +24,28 @@ impl World {
         self.note(format_args!("{run} {name} gives {outcome:?}"));
         self.tell(|ledger| ledger.step_gives(run, &name, outcome.clone()));
         self.noise().await;
+        outcome
+    }
+
+    /// A step that fails so often and is tried three times.
+    async fn retried(&self, step: &Step, name: String, failures: u32, delay: Duration) -> Outcome {
+        let run = step.run_id();
+        let (world, key) = (self.clone(), name.clone());
+        let done = step.run_with(name.as_str(), move |cx| {
+            let (world, key) = (world.clone(), key.clone());
+            async move {
+                world.tell(|ledger| {
+                    ledger.step_begins(run, &key);
+                    ledger.attempt_begins(run, &key, cx.attempt());
+                });
+                world.noise().await;
+                if cx.attempt() <= failures { Err("again".into()) } else { Ok(world.draw(1 << 40)) }
+            }
+        });
+        let done = done.retry(Retry::exponential(3).initial(delay));
+        let outcome = done.await.map_err(|error| error.message().to_owned());
+        self.note(format_args!("{run} {name} gives {outcome:?} at last"));
+        self.tell(|ledger| ledger.step_gives(run, &name, outcome.clone()));
         outcome
     }
 
@@ -70,6 +92,10 @@ impl World {
                         ledger.hanging.insert(run);
                     });
                     step.cancelled().cancelled().await;
+                }
+                10 => {
+                    let (failures, delay) = (script.u32(..4), Duration::from_millis(script.u64(..3_000)));
+                    sum = sum.wrapping_add(self.retried(&step, name, failures, delay).await.unwrap_or(3));
                 }
                 _ => sum = sum.wrapping_add(self.step(&step, name, false).await.unwrap_or_default()),
             }

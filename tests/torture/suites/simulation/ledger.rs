@@ -18,6 +18,8 @@ pub struct Known {
     /// How it ended, and after how many resumes.
     ended: Option<(RunStatus, u64)>,
     steps: BTreeMap<String, Outcome>,
+    /// The last attempt of a step that began.
+    attempts: BTreeMap<String, u32>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,16 @@ impl Ledger {
             self.violations.push(what);
         } else if known.ended == Some((RunStatus::Cancelled, known.resumes)) {
             self.violations.push(format!("P20: step {step} of {run} starts after its cancel was answered"));
+        }
+    }
+
+    /// An attempt begins: the one before it is on disk as failed, so the number does not go back over any crash.
+    pub fn attempt_begins(&mut self, run: RunId, step: &str, number: u32) {
+        let known = self.runs.entry(run).or_default();
+        let last = known.attempts.insert(step.to_owned(), number).unwrap_or(0);
+        // A resume clears what was counted before a failure.
+        if known.resumes == 0 && number != last && number != last + 1 {
+            self.violations.push(format!("P4: attempt {number} of step {step} of {run} after attempt {last}"));
         }
     }
 

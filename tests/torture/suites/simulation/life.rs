@@ -251,8 +251,10 @@ impl Life<'_> {
     /// Nothing goes wrong any more: everything is to end.
     async fn calm(&self, world: &World, handles: &Handles) -> Result<(), String> {
         let began = world.clock.monotonic();
+        world.clock.catch_up();
         loop {
-            let waiting = RunFilter::new().statuses([RunStatus::Pending, RunStatus::Leased]).limit(1_000);
+            let unfinished = [RunStatus::Pending, RunStatus::Leased, RunStatus::Suspended];
+            let waiting = RunFilter::new().statuses(unfinished).limit(1_000);
             let left = handles.durably.get_runs(waiting).await.map_err(|error| error.to_string())?;
             if left.is_empty() {
                 break;
