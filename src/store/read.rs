@@ -65,7 +65,7 @@ pub(crate) enum ReplayOutcome {
 /// What is stored of a map.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredItems {
-    /// A [`MapHeader`](crate::codec::segment::MapHeader).
+    /// A [`MapHeader`].
     pub(crate) header: Bytes,
     /// The indexes of its segments.
     pub(crate) segments: Vec<u32>,
