@@ -82,7 +82,7 @@ pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Times
         },
     };
     record.attempts = record.attempts.saturating_add(1);
-    (record.generation, record.completed_at) = (start.generation, now);
+    (record.version, record.generation, record.completed_at) = (execution.version(), start.generation, now);
     record.open = Some(WaitRecord { due: Some(now.saturating_add(delay)), ..WaitRecord::default() });
     let mut error = error.into_record();
     error.step = Some(record.key.clone());

@@ -93,7 +93,9 @@ impl World {
                     });
                     step.cancelled().cancelled().await;
                 }
-                10 => {
+                // A body that waits for another run holds its slot, so what it waits for, and whoever holds the keys of that,
+                // must not give its own up.
+                10 if !parent && nonce < 1 << 32 && self.key_of(nonce).is_none() => {
                     let (failures, delay) = (script.u32(..4), Duration::from_millis(script.u64(..3_000)));
                     sum = sum.wrapping_add(self.retried(&step, name, failures, delay).await.unwrap_or(3));
                 }
