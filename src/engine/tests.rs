@@ -1705,7 +1705,7 @@ impl Model {
 
     fn waiting(&self, job: JobNumber, key: &str) -> Option<Queued> {
         let waits = |run: &&Queued| run.job == job && run.keys.has(key) && run.generation == 0;
-        self.pending.iter().filter(waits).max_by_key(|run| run.place).cloned()
+        self.pending.iter().chain(&self.delayed).filter(waits).max_by_key(|run| run.place).cloned()
     }
 }
 
