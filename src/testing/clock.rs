@@ -18,6 +18,8 @@ pub struct TestClock(Arc<Mutex<Hands>>);
 struct Hands {
     /// The wall clock at monotonic zero, ms.
     origin_ms: u64,
+    /// When the wall clock was set, by the monotonic one.
+    set_at: Duration,
     monotonic: Duration,
     timers: BTreeMap<(Duration, u64), Waker>,
     next: u64,
@@ -25,7 +27,8 @@ struct Hands {
 
 impl TestClock {
     pub(super) fn starting_at(at: Timestamp) -> Self {
-        let hands = Hands { origin_ms: at.as_millis(), monotonic: Duration::ZERO, timers: BTreeMap::new(), next: 0 };
+        let (set_at, monotonic) = (Duration::ZERO, Duration::ZERO);
+        let hands = Hands { origin_ms: at.as_millis(), set_at, monotonic, timers: BTreeMap::new(), next: 0 };
         TestClock(Arc::new(Mutex::new(hands)))
     }
 
@@ -45,8 +48,7 @@ impl TestClock {
     /// Sets the wall clock, back or forth, as an administrator might; the monotonic clock stays.
     pub fn set_wall(&self, at: Timestamp) {
         let mut hands = self.hands();
-        let passed = u64::try_from(hands.monotonic.as_millis()).unwrap_or(u64::MAX);
-        hands.origin_ms = at.as_millis().saturating_sub(passed);
+        (hands.origin_ms, hands.set_at) = (at.as_millis(), hands.monotonic);
     }
 
     /// How long until the next thing that waits in memory is due.
@@ -69,7 +71,7 @@ impl fmt::Debug for TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         let hands = self.hands();
-        Timestamp::from_millis(hands.origin_ms).saturating_add(hands.monotonic)
+        Timestamp::from_millis(hands.origin_ms).saturating_add(hands.monotonic - hands.set_at)
     }
 
     fn monotonic(&self) -> Duration {
