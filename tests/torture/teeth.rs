@@ -16,7 +16,6 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::CreatedInPlace, &kill9::SUITE, 64),
     (Bug::CancelInMemory, &kill9::SUITE, 64),
     (Bug::SignalKept, &saga::SUITE, 30),
-    (Bug::NewsForgotten, &saga::SUITE, 30),
     (Bug::ChildUnrecorded, &saga::SUITE, 30),
     (Bug::EndUntold, &saga::SUITE, 30),
     (Bug::CrashUncounted, &poison::SUITE, 7),
