@@ -93,6 +93,9 @@ impl Store {
             view.steps(run, &mut |index, row| {
                 let key = keys::of_run(run, index);
                 let (record, _) = codec::open::<StepRecord>(Table::Steps, &key, &row)?;
+                if record.kind == StepKind::SEGMENT {
+                    return Ok(ControlFlow::Continue(()));
+                }
                 if let Some(open) = &record.open {
                     let waiting_for = WaitingFor { until: open.due, signal: open.signal.clone(), run: open.run };
                     steps.open.push(OpenStep { name: record.key.clone(), kind: kind(&record, &key)?, waiting_for });
