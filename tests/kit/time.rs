@@ -118,7 +118,7 @@ async fn timeouts_of_steps_are_by_the_hand() {
         let runtime = TestRuntime::new().await;
         let job = runtime
             .register(Job::new("job", |step: Step, _: ()| async move {
-                let hung = step.run("hang", || std::future::pending::<durably::JobResult<()>>());
+                let hung = step.run("hang", std::future::pending::<durably::JobResult<()>>);
                 let error = hung.timeout(Duration::from_secs(30)).await.err().ok_or("it ended")?;
                 let unsigned = step.wait_signal::<()>("wait", "go").timeout(DAY).await.err().ok_or("it came")?;
                 Ok(format!("{:?} {:?}", error.kind(), unsigned.kind()))
