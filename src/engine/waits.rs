@@ -77,18 +77,18 @@ impl Engine {
     /// Whether a run can make progress: an executing one if it is among those that do; a pending one if a slot, a place
     /// among its job's and its keys are free or held by one that does.
     fn can_go_on(&self, target: &Awaited, going: &BTreeSet<RunId>) -> bool {
-        // Whether what a sleeping run waits for comes is not known here, so it counts as coming.
+        let slot = self.executing.len() < self.slots as usize || !going.is_empty();
+        // Whether what a sleeping run waits for comes is not known here, so it counts as coming. Then it needs a slot.
         if self.sleepers.contains(target.run) {
-            return true;
+            return slot;
         }
         if self.executing.contains_key(&target.run) {
             return going.contains(&target.run);
         }
-        let slot = self.executing.len() < self.slots as usize || !going.is_empty();
         let place = self.lines.get(&target.job).is_none_or(|line| line.executing < line.limit)
             || going.iter().any(|run| self.executing.get(run).is_some_and(|other| other.job == target.job));
         let keys = target.keys.iter().all(|(name, limit)| {
-            let goes_on = |run: &RunId| going.contains(run) || !self.executing.contains_key(run);
+            let goes_on = |run: &RunId| going.contains(run) || (slot && !self.executing.contains_key(run));
             let comes_free =
                 |key: &super::key::Key| key.has_room(*limit) || key.holders.iter().any(|(run, _)| goes_on(run));
             self.keys.get(name).is_none_or(comes_free)
@@ -100,7 +100,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Event, Place, Queued};
+    use crate::engine::{Event, Place, Queued, Sleeper};
 
     const JOB: u32 = 1;
 
@@ -162,5 +162,27 @@ mod tests {
         assert!(!engine.wait(run(2), pending(12, None)));
         engine.wait_over(run(1), run(11));
         assert!(engine.wait(run(2), pending(12, None)));
+    }
+
+    /// Run 10 sleeps and holds this key.
+    fn asleep(engine: &mut Engine, key: Option<&str>) {
+        let sleeper = Sleeper { run: run(10), job: JOB, keys: keys(key), due: None };
+        engine.apply(Event::Suspended(sleeper), std::time::Duration::ZERO);
+    }
+
+    #[test]
+    fn a_sleeping_run_needs_a_slot_when_it_wakes() {
+        let mut engine = full(&[None, None]);
+        asleep(&mut engine, None);
+        assert!(engine.wait(run(1), pending(10, None)), "2 may end");
+        assert!(!engine.wait(run(2), pending(10, None)), "nobody would make room for it");
+    }
+
+    #[test]
+    fn the_key_of_a_sleeping_run_comes_free_only_if_that_can_go_on() {
+        let mut engine = full(&[None, None]);
+        asleep(&mut engine, Some("k"));
+        assert!(engine.wait(run(1), pending(11, Some("k"))));
+        assert!(!engine.wait(run(2), pending(12, Some("k"))));
     }
 }

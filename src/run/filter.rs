@@ -6,8 +6,8 @@ use crate::id::RunId;
 use crate::limits::{QUERY_LIMIT_DEFAULT, QUERY_LIMIT_MAX, QUERY_OFFSET_MAX};
 use crate::trigger::labels;
 
-/// A filter of runs. Statuses and jobs are alternatives, labels must all be there, and the three combine with *and*; what is
-/// not given does not restrict.
+/// A filter of runs. Statuses and jobs are alternatives, labels must all be there, and these and the parent combine with *and*;
+/// what is not given does not restrict.
 ///
 /// Order is newest first by id. The default limit is 100 and the most is 1,000.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub struct RunFilter {
     pub(crate) statuses: Vec<RunStatus>,
     pub(crate) jobs: Vec<String>,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) parent: Option<RunId>,
     pub(crate) limit: Option<usize>,
     pub(crate) offset: usize,
     pub(crate) after: Option<RunId>,
@@ -48,6 +49,12 @@ impl RunFilter {
     /// Runs with this label; called again, with all of them.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.push((key.into(), value.into()));
+        self
+    }
+
+    /// Runs that steps of this run have triggered, the detached ones too.
+    pub fn parent(mut self, run: RunId) -> Self {
+        self.parent = Some(run);
         self
     }
 

@@ -17,7 +17,7 @@ use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
 use crate::run::StepKind;
-use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Suspension};
+use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Settled, Suspension};
 use crate::store::read::{ReplayOutcome, ReplayStep};
 use crate::store::writer::Start;
 use crate::store::{Pending, Store};
@@ -136,6 +136,16 @@ pub(super) enum Known {
     Waits(u32, Box<StepRecord>),
     /// Handed to the writer by a step that was dropped before it heard.
     Handed(u32, Handed),
+    /// Asked of the writer by one that was: what it is answered is the step's.
+    Asked(u32, Box<Asked>),
+}
+
+/// A question of a waiting step that is with the writer.
+pub(super) struct Asked {
+    pub(super) record: StepRecord,
+    /// Signals that had come when it was asked.
+    pub(super) signals: u64,
+    pub(super) pending: Pending<Settled>,
 }
 
 /// An outcome that is with the writer.
@@ -153,6 +163,8 @@ pub(super) struct Ticket {
     pub(super) known: Option<Box<Known>>,
     /// What was handed to the writer, until it is known to be on disk.
     pub(super) handed: Option<Handed>,
+    /// What was asked of the writer, until it is answered.
+    pub(super) asked: Option<Box<Asked>>,
     /// The step has given its outcome to the body: the key stays used.
     pub(super) done: bool,
     /// It waits, and does not count as busy.
@@ -267,7 +279,7 @@ impl Execution {
             .iter()
             .filter_map(|(key, known)| match known {
                 Known::Replayed(index, ..) | Known::Waits(index, _) => Some((*index, key)),
-                Known::Handed(..) => None,
+                Known::Handed(..) | Known::Asked(..) => None,
             })
             .filter(|(index, _)| !steps.dropped.contains(index))
             .map(|(index, key)| (index, key.clone()))
@@ -336,7 +348,9 @@ impl Execution {
             steps.known.remove(&*key)
         };
         let index = match &known {
-            Some(Known::Replayed(index, ..) | Known::Waits(index, _) | Known::Handed(index, _)) => *index,
+            Some(
+                Known::Replayed(index, ..) | Known::Waits(index, _) | Known::Handed(index, _) | Known::Asked(index, _),
+            ) => *index,
             None => {
                 let over = steps.count >= STEPS_MAX;
                 if over {
@@ -359,6 +373,7 @@ impl Execution {
             index,
             known,
             handed: None,
+            asked: None,
             done: false,
             parked: false,
             idle: false,
@@ -522,6 +537,7 @@ impl Ticket {
         let held = match self.known.as_deref() {
             Some(Known::Replayed(_, kind, ..)) => *kind,
             Some(Known::Waits(_, record)) => StepKind::from_byte(record.kind).unwrap_or(asked),
+            Some(Known::Asked(_, question)) => StepKind::from_byte(question.record.kind).unwrap_or(asked),
             Some(Known::Handed(..)) | None => return false,
         };
         if held != asked {
@@ -579,9 +595,10 @@ impl Drop for Ticket {
         let mut steps = self.execution.steps();
         steps.in_use.remove(&self.key);
         // What is stored, or on its way to the disk, is what a later call of this key gets.
-        let known = match self.handed.take() {
-            Some(handed) => Some(Known::Handed(self.index, handed)),
-            None => self.known.take().map(|known| *known),
+        let known = match (self.handed.take(), self.asked.take()) {
+            (Some(handed), _) => Some(Known::Handed(self.index, handed)),
+            (None, Some(asked)) => Some(Known::Asked(self.index, asked)),
+            (None, None) => self.known.take().map(|known| *known),
         };
         match known {
             Some(known) => {

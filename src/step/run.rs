@@ -533,7 +533,7 @@ pub(super) async fn decided(ticket: &mut Ticket) -> Result<Bytes, ErrorRecord> {
         }
         Some(Known::Replayed(index, kind, version, outcome)) => (index, kind, version, outcome),
         // A wait goes on where it is awaited.
-        Some(Known::Waits(_, _)) | None => return never().await,
+        Some(Known::Waits(..) | Known::Asked(..)) | None => return never().await,
     };
     // It stays known, should this be dropped before it is done.
     ticket.known = Some(Box::new(Known::Replayed(index, kind, version, outcome.clone())));

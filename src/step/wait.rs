@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tracing::{Instrument, Span};
 
-use super::execution::{Known, Ticket};
+use super::execution::{Asked, Known, Ticket};
 use super::run::{self, fitting, never};
 use crate::codec::records::{ErrorRecord, StepRecord, WaitRecord};
 use crate::error::Error;
@@ -143,7 +143,7 @@ fn begin<'a, T: DeserializeOwned + Send + 'a>(ticket: Ticket, wanted: Wanted, sp
     }
     match ticket.known.as_deref() {
         Some(Known::Replayed(..) | Known::Handed(..)) => Box::pin(replay(ticket, wanted.kind).instrument(span)),
-        Some(Known::Waits(..)) | None => Box::pin(wait(ticket, wanted).instrument(span)),
+        Some(Known::Waits(..) | Known::Asked(..)) | None => Box::pin(wait(ticket, wanted).instrument(span)),
     }
 }
 
@@ -157,28 +157,26 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
     let execution = ticket.execution.clone();
     let now = execution.now();
     let (mut record, mut stored) = match ticket.known.take().map(|known| *known) {
+        Some(Known::Asked(_, asked)) => {
+            let record = asked.record.clone();
+            ticket.asked = Some(asked);
+            (record, true)
+        }
         Some(Known::Waits(_, record)) if !execution.means.hooks.plants(Bug::PauseBegunAnew) => (*record, true),
         _ => (first_record(&ticket, &wanted, now), false),
     };
     let mut child = wanted.child.filter(|_| !stored);
     loop {
-        if stored {
-            // It stays known, should this be dropped before it is done.
-            ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
-        }
-        let signals = execution.signals_heard();
-        let start = &execution.start;
-        let asked =
-            Await { run: start.run, generation: start.generation, index: ticket.index, record: record.clone(), stored };
-        let admitted = Admitted::default();
-        let answer = match child.take() {
-            None => execution.means.store.submit(|call| Op::Await(Box::new(call)), asked, admitted).answer().await,
-            Some(Ok(child)) => {
-                let spawn = Spawn { step: asked, child };
-                execution.means.store.submit(|call| Op::Spawn(Box::new(call)), spawn, admitted).answer().await
+        if ticket.asked.is_none() {
+            match child.take().transpose() {
+                Ok(child) => ask(&mut ticket, record.clone(), stored, child),
+                Err(error) => {
+                    let error = JobError::from(error).with_kind(ErrorKind::NotTriggered);
+                    return run::record_failure(ticket, wanted.kind, now, error).await;
+                }
             }
-            Some(Err(error)) => Err(error),
-        };
+        }
+        let (answer, signals) = answered(&mut ticket).await;
         if execution.means.hooks.is_dead() {
             return never().await;
         }
@@ -197,6 +195,30 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
         ticket.known = Some(Box::new(Known::Waits(ticket.index, Box::new(record.clone()))));
         park(&mut ticket, record.open.clone().unwrap_or_default(), signals).await;
     }
+}
+
+/// Asks the writer. Dropped before it is answered, the answer is for the next call of the key: what the writer has done for this
+/// step by then, a signal taken or a run triggered, was done for the key.
+fn ask(ticket: &mut Ticket, record: StepRecord, stored: bool, child: Option<NewRun>) {
+    let execution = &ticket.execution;
+    let (signals, start, store) = (execution.signals_heard(), &execution.start, &execution.means.store);
+    let step =
+        Await { run: start.run, generation: start.generation, index: ticket.index, record: record.clone(), stored };
+    let pending = match child {
+        None => store.submit(|call| Op::Await(Box::new(call)), step, Admitted::default()),
+        Some(child) => store.submit(|call| Op::Spawn(Box::new(call)), Spawn { step, child }, Admitted::default()),
+    };
+    ticket.asked = Some(Box::new(Asked { record, signals, pending }));
+}
+
+/// The answer, and how many signals had come when it was asked for.
+async fn answered(ticket: &mut Ticket) -> (Result<Settled, Error>, u64) {
+    let answer = poll_fn(|cx| match &mut ticket.asked {
+        Some(asked) => asked.pending.poll(cx),
+        None => Poll::Pending,
+    });
+    let answer = answer.await;
+    (answer, ticket.asked.take().map_or(0, |asked| asked.signals))
 }
 
 fn first_record(ticket: &Ticket, wanted: &Wanted, now: Timestamp) -> StepRecord {

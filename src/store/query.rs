@@ -145,6 +145,9 @@ impl Search {
         for (key, value) in &self.filter.labels {
             sources.push(Source::Prefixes(Table::ByLabel, vec![keys::by_label_prefix(key, value)]));
         }
+        if let Some(parent) = self.filter.parent {
+            sources.push(Source::Prefixes(Table::Children, vec![keys::run(parent)]));
+        }
         if sources.is_empty() {
             sources.push(Source::Prefixes(Table::Runs, vec![Key::from(&[][..])]));
         }

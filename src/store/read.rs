@@ -96,7 +96,8 @@ impl Store {
                 if record.kind == StepKind::SEGMENT {
                     return Ok(ControlFlow::Continue(()));
                 }
-                if let Some(open) = &record.open {
+                // The items of a map are at work, and wait for nothing.
+                if let Some(open) = record.open.as_ref().filter(|_| record.kind != StepKind::Map.to_byte()) {
                     let waiting_for = WaitingFor { until: open.due, signal: open.signal.clone(), run: open.run };
                     steps.open.push(OpenStep { name: record.key.clone(), kind: kind(&record, &key)?, waiting_for });
                 }

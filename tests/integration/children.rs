@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use durably::{Durably, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunStatus, Step};
+use futures::FutureExt;
 
 use crate::support::{
     Count, Gate, TempFile, echo, ended, failing, gated, job_with, memory, next_event, run_of, within, within_minutes,
@@ -178,6 +179,32 @@ async fn a_trigger_step_gives_the_same_child_on_every_replay() {
 }
 
 #[tokio::test]
+async fn a_trigger_dropped_before_it_was_answered_is_the_one_that_the_next_call_gives() {
+    within(async {
+        let durably = memory().await;
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably
+            .register(job_with("parent", child, |step: Step, _, child| async move {
+                // On a replay it is there at once.
+                let id = match step.trigger("child", &child, 5).now_or_never() {
+                    Some(id) => id?,
+                    None => step.trigger("child", &child, 5).await?,
+                };
+                let six = match step.call("call", &child, 6).now_or_never() {
+                    Some(six) => six?,
+                    None => step.call("call", &child, 6).await?,
+                };
+                Ok(format!("{id} {six}"))
+            }))
+            .unwrap();
+        let output = parent.trigger(0).await.unwrap().output().await.unwrap();
+        let children = durably.get_runs(RunFilter::new().job("child")).await.unwrap();
+        assert_eq!((children.len(), output), (2, format!("{} 6", children[1].id)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_call_of_a_run_that_ended_before_gives_its_output() {
     within(async {
         let durably = memory().await;
@@ -232,6 +259,46 @@ async fn a_thousand_children_are_awaited_side_by_side() {
         durably.shutdown().await.unwrap();
         let found = durably::verify(file.path()).await.unwrap();
         assert!(found.is_sound(), "{found:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn children_are_listed_by_their_parent_newest_first_and_cancelled_with_it_however_many() {
+    within_minutes(async {
+        let durably = Durably::builder().max_concurrent_runs(4).in_memory().await.unwrap();
+        let (gate, mut events) = (Gate::new(), durably.events());
+        let child = durably.register(gated("child", &gate)).unwrap();
+        let parent = durably
+            .register(job_with("parent", child.clone(), |step: Step, count, child| async move {
+                let calls = (0..count).map(|n| step.call(("child", n), &child, n));
+                Ok(futures::future::try_join_all(calls).await?.len())
+            }))
+            .unwrap();
+        child.trigger(1).await.unwrap();
+        let run = parent.trigger(2_000).await.unwrap();
+        next_event(&mut events, |event| {
+            event.run_id == run.id() && matches!(event.kind, EventKind::RunSuspended { .. })
+        })
+        .await;
+        let (mut listed, mut page) = (Vec::new(), RunFilter::new().parent(run.id()).limit(700));
+        loop {
+            let runs = durably.get_runs(page.clone().without_payloads()).await.unwrap();
+            let Some(last) = runs.last() else { break };
+            page = page.after(last.id);
+            listed.extend(runs);
+        }
+        assert_eq!(listed.len(), 2_000);
+        assert!(listed.is_sorted_by(|newer, older| newer.id > older.id));
+        assert!(listed.iter().all(|child| child.parent == Some(run.id())));
+        let pending = RunFilter::new().parent(run.id()).status(RunStatus::Pending).limit(1_000);
+        assert_eq!(durably.get_runs(pending.clone()).await.unwrap().len(), 1_000);
+        durably.cancel(run.id()).await.unwrap();
+        assert_eq!(durably.get_runs(pending).await.unwrap(), []);
+        let left = RunFilter::new().parent(run.id()).status(RunStatus::Leased);
+        assert_eq!(durably.get_runs(left).await.unwrap(), []);
+        assert_eq!(durably.get_runs(RunFilter::new().parent(child.trigger(2).await.unwrap().id())).await.unwrap(), []);
+        gate.open();
     })
     .await;
 }

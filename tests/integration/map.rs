@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use durably::{Durably, ErrorKind, EventKind, Health, Job, JobError, RunStatus, Step, StepKind, StepStatus};
+use durably::{Durably, Error, ErrorKind, EventKind, Health, Job, JobError, RunStatus, Step, StepKind, StepStatus};
 use serde_json::json;
 
 use crate::support::{Count, Gate, TempFile, ended, job_with, memory, next_event, run_of, within, within_minutes};
@@ -436,6 +436,51 @@ async fn a_hundred_thousand_items_take_some_hundred_records_and_are_replayed() {
         durably.shutdown().await.unwrap();
         let found = durably::verify(file.path()).await.unwrap();
         assert!(found.is_sound() && found.steps < 1_000, "{found:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_fork_takes_over_the_items_that_are_done() {
+    within(async {
+        let durably = memory().await;
+        let begun = Begun::default();
+        let job =
+            job_with("forked", (begun.clone(), Count::default()), |step: Step, count, (begun, tries)| async move {
+                let (begun, broken) = (&begun, tries.up() == 1);
+                let first = step.map("first", 0..count).run(|item| async move { Ok(item) });
+                let second = step.map("second", 0..count).concurrency(1).run(|item| async move {
+                    begun.note(item);
+                    if broken && item == 7 { Err(JobError::msg("no paper")) } else { Ok(item) }
+                });
+                Ok(first.await?.len() + second.await?.len())
+            });
+        let run = durably.register(job).unwrap().trigger(20).await.unwrap();
+        assert_eq!(ended(&durably, run.id()).await.status, RunStatus::Failed);
+        assert_eq!(begun.take(), (0..8).collect::<Vec<_>>());
+        let fork = durably.fork(run.id()).await.unwrap();
+        assert_eq!(fork.output().await.unwrap(), json!(40));
+        assert_eq!(begun.take(), (7..20).collect::<Vec<_>>());
+        let again = durably.fork(fork.id()).from_step("second").await.unwrap();
+        assert_eq!(again.output().await.unwrap(), json!(40));
+        assert_eq!(begun.take(), (0..20).collect::<Vec<_>>());
+        let edited = durably.fork(fork.id()).with_output("second", json!([1])).await;
+        assert!(matches!(edited, Err(Error::InvalidInput { .. })), "{edited:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_at_a_map_can_be_explained() {
+    within(async {
+        let durably = memory().await;
+        let (begun, gate) = (Begun::default(), Gate::new());
+        let run = durably.register(noted(&begun, &gate, 10)).unwrap().trigger(100).await.unwrap();
+        stored(&durably, run.id(), 10).await;
+        let explained = durably.explain(run.id()).await.unwrap().to_string();
+        assert!(!explained.contains("items"), "{explained}");
+        gate.open();
+        run.output().await.unwrap();
     })
     .await;
 }

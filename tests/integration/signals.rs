@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use durably::{Durably, Error, ErrorKind, EventKind, Job, RunId, RunStatus, Step};
+use futures::FutureExt;
 use serde_json::json;
 
 use crate::support::{Count, Gate, ManualClock, TempFile, echo, ended, job_with, memory, next_event, run_of, within};
@@ -88,6 +89,29 @@ async fn a_signal_reaches_a_body_that_waits_for_it_beside_a_step() {
         gate.reached().await;
         durably.signal(run.id(), "stop", "stopped").await.unwrap();
         assert_eq!(run.output().await.unwrap(), "stopped");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_signal_taken_by_a_step_that_was_dropped_is_given_to_the_next_call_of_its_key() {
+    within(async {
+        let durably = Durably::builder().paused(true).in_memory().await.unwrap();
+        let job = durably
+            .register(Job::new("job", |step: Step, _: u32| async move {
+                let first = match step.wait_signal::<String>("first", "go").now_or_never() {
+                    Some(first) => first?,
+                    None => step.wait_signal("first", "go").await?,
+                };
+                Ok((first, step.wait_signal::<String>("second", "go").await?))
+            }))
+            .unwrap();
+        let run = job.trigger(0).await.unwrap();
+        for value in ["a", "b"] {
+            durably.signal(run.id(), "go", value).await.unwrap();
+        }
+        durably.start().await.unwrap();
+        assert_eq!(run.output().await.unwrap(), ("a".to_owned(), "b".to_owned()));
     })
     .await;
 }

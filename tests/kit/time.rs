@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use durably::testing::{Stuck, TestRuntime, always, times};
-use durably::{ErrorKind, Job, RunStatus, Step, StepStatus, Timestamp};
+use durably::{ErrorKind, Job, RunFilter, RunStatus, Step, StepStatus, Timestamp};
 use serde_json::json;
 
 use crate::support::{Count, DAY, job_with, run_of, within};
@@ -255,6 +255,22 @@ async fn steps_fail_panic_and_take_long_as_they_are_told() {
         runtime.mock_step("after", json!("seven"));
         let unfit = job.trigger(0).await.unwrap().id();
         assert_eq!(runtime.run_to_completion(unfit).await.unwrap().error.unwrap().kind, ErrorKind::Mismatch);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_schedule_fires_at_each_of_its_moments_on_the_way() {
+    within(async {
+        let start = Timestamp::from_millis(3_600_000);
+        let runtime = TestRuntime::builder(|builder| builder).start_at(start).await.unwrap();
+        let job = runtime.register(sleeper(&Count::default())).unwrap();
+        runtime.schedule("every-minute", "* * * * *").trigger(&job, 0).await.unwrap();
+        runtime.advance(Duration::from_secs(3 * 60)).await;
+        let runs = runtime.get_runs(RunFilter::new()).await.unwrap();
+        let begun: Vec<_> = runs.iter().map(|run| run.created_at.since(start).as_secs()).collect();
+        assert_eq!(begun, [180, 120, 60]);
+        assert!(runs.iter().all(|run| run.status == RunStatus::Completed));
     })
     .await;
 }

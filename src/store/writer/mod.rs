@@ -341,17 +341,21 @@ impl Writer {
         let tick = self.engine.deadline().map(|at| at.saturating_sub(now));
         let fold = self.disk.has_tail().then_some(TAIL_AGE_FOLD);
         // Moments are of the wall clock, which may be set meanwhile.
-        let alarm = self.engine.next_alarm().into_iter().chain(self.schedules.next_due()).min();
-        let alarm = alarm.map(|at| at.since(self.clock.now()).min(ALARM_RECHECK));
+        let alarm = self.next_alarm().map(|left| left.min(ALARM_RECHECK));
         tick.into_iter().chain(fold).chain(alarm).min()
+    }
+
+    /// How long, by the wall clock, until something is due.
+    fn next_alarm(&self) -> Option<Duration> {
+        let at = self.engine.next_alarm().into_iter().chain(self.schedules.next_due()).min();
+        at.map(|at| at.since(self.clock.now()))
     }
 
     /// How long until something is due, and how many bodies there are.
     #[cfg(feature = "testing")]
     pub(super) fn outlook(&self) -> (Option<Duration>, usize) {
         let tick = self.engine.deadline().map(|at| at.saturating_sub(self.clock.monotonic()));
-        let alarm = self.engine.next_alarm().map(|at| at.since(self.clock.now()));
-        (tick.into_iter().chain(alarm).min(), self.engine.bodies())
+        (tick.into_iter().chain(self.next_alarm()).min(), self.engine.bodies())
     }
 
     /// Applies a group, commits it, publishes it; again after an outage, until it is decided. Breaks where the file stays
