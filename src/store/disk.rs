@@ -157,11 +157,8 @@ impl Disk {
         self.fold = None;
         self.release();
         self.options.hooks.pass(Failpoint::Released);
-        if self.options.hooks.plants(Bug::PagesKeptAfterFailedFlush) {
-            return self.load();
-        }
         self.two_phase = true;
-        self.medium.distrust_cache();
+        self.medium.distrust_cache(&self.options.hooks);
         self.options.check_integrity = super::file::IntegrityCheck::Always;
         self.load()?;
         self.options.hooks.pass(Failpoint::Reopened);
@@ -387,7 +384,7 @@ impl Disk {
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "the file was not closed cleanly");
-            self.medium.distrust_cache();
+            self.medium.distrust_cache(&self.options.hooks);
         }
     }
 }

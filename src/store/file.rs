@@ -185,7 +185,7 @@ impl Medium {
                 }
                 // A flush of what opening it writes may be what failed.
                 Err(error @ (OpenError::Io { .. } | OpenError::Init { .. })) if !options.read_only => {
-                    self.distrust_cache();
+                    self.distrust_cache(&options.hooks);
                     return Err(error);
                 }
                 outcome => return outcome,
@@ -194,7 +194,10 @@ impl Medium {
     }
 
     /// [`Medium::drop_page_cache`], where nothing more can be done if that fails.
-    pub(super) fn distrust_cache(&self) {
+    pub(super) fn distrust_cache(&self, hooks: &Hooks) {
+        if hooks.plants(Bug::PagesKeptAfterFailedFlush) {
+            return;
+        }
         if let Err(error) = self.drop_page_cache() {
             tracing::warn!(%error, "cached pages of the file can't be dropped");
         }
@@ -525,7 +528,7 @@ fn lock_and_inspect(
     let mut found = locked.and_then(|()| inspect(backend, path, absent));
     // Whoever left it so may have ended because a flush failed: then the cache shows what the disk does not have.
     if found.as_ref().is_ok_and(|found| found.unclean) && !options.read_only {
-        medium.distrust_cache();
+        medium.distrust_cache(&options.hooks);
         found = inspect(backend, path, absent);
     }
     if found.is_err() {

@@ -168,7 +168,7 @@ async fn a_timeout_is_the_steps_outcome_and_a_later_signal_stays() {
 #[tokio::test]
 async fn a_signal_that_does_not_fit_is_a_typed_error_to_the_waiter_and_is_consumed() {
     within(async {
-        let durably = memory().await;
+        let durably = Durably::builder().paused(true).in_memory().await.unwrap();
         let calls = Count::default();
         let job = durably
             .register(job_with("job", calls.clone(), |step: Step, _, calls| async move {
@@ -183,6 +183,8 @@ async fn a_signal_that_does_not_fit_is_a_typed_error_to_the_waiter_and_is_consum
         let run = job.trigger(0).await.unwrap();
         durably.signal(run.id(), "n", "seven").await.unwrap();
         durably.signal(run.id(), "n", &8).await.unwrap();
+        // Both are there before it starts, so that it is suspended by its sleep only.
+        durably.start().await.unwrap();
         suspended(&durably, &mut events, run.id()).await;
         let steps = durably.get_steps(run.id()).await.unwrap();
         assert_eq!(steps[0].error.as_ref().unwrap().kind, ErrorKind::Mismatch);
