@@ -151,7 +151,7 @@ listed! {
         CommitNotFlushed,
         /// A commit that failed is taken for not done, and done again.
         CommitErrorIsNo,
-        /// After a failed flush the cached pages are believed, and commits stay one-phase.
+        /// After a failed flush the cached pages are believed.
         PagesKeptAfterFailedFlush,
         /// The journal's rows go with the first slice of a fold, before the rest is in its tables.
         JournalBeforeRows,
@@ -181,6 +181,10 @@ listed! {
         ChildUnrecorded,
         /// The end of a run is not recorded in the steps that wait for it.
         EndUntold,
+        /// A new execution counts the tries of a step from one again.
+        TriesForgotten,
+        /// A new execution of a map knows of no item that is done.
+        ItemsForgotten,
     }
 }
 

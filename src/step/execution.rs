@@ -321,7 +321,12 @@ impl Execution {
             steps.bytes += step.bytes;
             steps.count += step.records;
             let known = match step.outcome {
-                ReplayOutcome::Open(record) => Known::Waits(step.index, record),
+                ReplayOutcome::Open(mut record) => {
+                    if self.means.hooks.plants(Bug::TriesForgotten) {
+                        record.attempts = 0;
+                    }
+                    Known::Waits(step.index, record)
+                }
                 outcome => Known::Replayed(step.index, step.kind, step.version, outcome),
             };
             steps.known.insert(step.key, known);

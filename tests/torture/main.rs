@@ -52,7 +52,7 @@ fn p1_to_p8_p20_hold_over_kills_at_any_time() {
 }
 
 #[test]
-fn pauses_signals_and_children_hold_over_kills_at_any_time() {
+fn retries_pauses_signals_maps_and_children_hold_over_kills_at_any_time() {
     hold(&saga::SUITE);
 }
 

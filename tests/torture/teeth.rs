@@ -18,6 +18,8 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::SignalKept, &saga::SUITE, 30),
     (Bug::ChildUnrecorded, &saga::SUITE, 30),
     (Bug::EndUntold, &saga::SUITE, 30),
+    (Bug::TriesForgotten, &saga::SUITE, 30),
+    (Bug::ItemsForgotten, &saga::SUITE, 30),
     (Bug::CrashUncounted, &poison::SUITE, 7),
     (Bug::CrashesNeverForgotten, &poison::SUITE, 7),
     (Bug::HandBackCountsCrash, &shutdown::SUITE, 12),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use durably::testing::suites::Failpoint;
-use durably::{Builder, Durably, Error, Job, JobHandle, JobResult, RunFilter, RunId, Step, Timestamp};
+use durably::{Builder, Durably, Error, Job, JobHandle, JobResult, Retry, RunFilter, RunId, Step, Timestamp};
 use rustix::process::Signal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,11 @@ const SAGAS: u32 = 4;
 /// Signals that each takes.
 pub const SIGNALS: u32 = 2;
 pub const SHORT_PAUSE: Duration = Duration::from_millis(3);
+/// Of the step that fails at first: the last one succeeds.
+pub const TRIES: u32 = 3;
+/// Items of a map, and how many of them are under way at a time.
+pub const ITEMS: usize = 120;
+const ITEMS_AT_A_TIME: usize = 4;
 /// Long enough to be suspended for.
 pub const LONG_PAUSE: Duration = Duration::from_millis(1_200);
 
@@ -32,6 +37,15 @@ impl Saga {
     pub fn pause(&self) -> Duration {
         if self.long { LONG_PAUSE } else { SHORT_PAUSE }
     }
+
+    /// How long it is before the flaky step is tried again after this try.
+    pub fn pause_after(&self, failed: u32) -> Duration {
+        if failed == 1 { self.pause() } else { SHORT_PAUSE }
+    }
+}
+
+fn now() -> u64 {
+    Timestamp::now().as_millis()
 }
 
 /// The settings of child and parent. Kills are many here, and no run is to blame for them.
@@ -57,6 +71,44 @@ fn resolved(run: RunId, key: &str, value: u64) -> JobResult<u64> {
     Ok(value)
 }
 
+/// A step that fails until its last try.
+async fn flaky_step(step: &Step, saga: Saga) -> JobResult<u64> {
+    let run = step.run_id();
+    let value = step.run_with("flaky", |cx| {
+        let attempt = cx.attempt();
+        say(&Told::Trying(run, attempt, now()));
+        async move {
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(..1_000))).await;
+            if attempt < TRIES {
+                say(&Told::Failing(run, attempt, now()));
+                return Err("not yet".into());
+            }
+            Ok(fastrand::u64(..1 << 32))
+        }
+    });
+    let value = value.retry(Retry::custom(TRIES, move |failed, _| Some(saga.pause_after(failed))));
+    resolved(run, "flaky", value.await?)
+}
+
+/// A map whose items have values that no other execution of them would come to.
+async fn many_items(step: &Step) -> JobResult<u64> {
+    let run = step.run_id();
+    let items = step.map("items", 0..ITEMS as u64).concurrency(ITEMS_AT_A_TIME);
+    let values = items.run(move |item| {
+        say(&Told::ItemBegins(run, item));
+        async move {
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(..3_000))).await;
+            let value = fastrand::u64(..1 << 32);
+            say(&Told::Item(run, item, value));
+            Ok(value)
+        }
+    });
+    let values = values.await?;
+    let sum = values.iter().sum();
+    say(&Told::Items(run, values));
+    resolved(run, "items", sum)
+}
+
 fn part() -> Job<String, u64> {
     Job::new("part", |step: Step, _: String| async move {
         let (a, b) = tokio::join!(one_step(&step, "left"), one_step(&step, "right"));
@@ -70,13 +122,15 @@ fn saga(part: JobHandle<String, u64>) -> Job<Saga, u64> {
         async move {
             let run = step.run_id();
             let mut sum = one_step(&step, "begin").await?;
-            say(&Told::Pausing(run, Timestamp::now().as_millis()));
+            sum += flaky_step(&step, saga.clone()).await?;
+            say(&Told::Pausing(run, now()));
             step.sleep("pause", saga.pause()).await?;
-            say(&Told::Paused(run, Timestamp::now().as_millis()));
+            say(&Told::Paused(run, now()));
             for number in 0..SIGNALS {
                 let key = format!("signal[{number}]");
                 sum += resolved(run, &key, step.wait_signal(key.as_str(), "go").await?)?;
             }
+            sum += many_items(&step).await?;
             // A step goes on beside the child, so that its end is also told to a body in memory.
             let (called, beside) = tokio::join!(step.call("part", &part, saga.name.clone()), one_step(&step, "beside"));
             sum += resolved(run, "part", called?)? + beside?;
@@ -109,6 +163,7 @@ pub fn live(life: &Life) {
         }
         let durably = builder.open(&life.path).await.expect("the file opens");
         say(&Told::Opened);
+        items_on_disk(&durably).await;
         let part = durably.register(part()).expect("the part");
         let sagas = durably.register(saga(part)).expect("the saga");
         if life.last {
@@ -126,6 +181,17 @@ pub fn live(life: &Life) {
             () = storm(life, &durably, &sagas) => {}
         }
     });
+}
+
+/// Before anything executes: how many items are done. Those do not begin again.
+async fn items_on_disk(durably: &Durably) {
+    let runs = durably.get_runs(RunFilter::new().job("saga").limit(1_000)).await.expect("runs");
+    for run in runs.iter().filter(|run| !run.is_terminal()) {
+        let steps = durably.get_steps(run.id).await.expect("steps");
+        if let Some(items) = steps.iter().find_map(|step| step.items) {
+            say(&Told::ItemsStored(run.id, items.completed));
+        }
+    }
 }
 
 async fn storm(life: &Life, durably: &Durably, sagas: &JobHandle<Saga, u64>) {

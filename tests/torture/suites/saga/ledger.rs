@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use durably::{Run, RunId, RunStatus, StepInfo, StepKind};
 
 use super::Told;
-use super::child::{SIGNALS, Saga};
+use super::child::{ITEMS, SIGNALS, Saga, TRIES};
 
 #[derive(Default)]
 pub struct Ledger {
@@ -17,6 +17,11 @@ pub struct Ledger {
     resolved: BTreeMap<(RunId, String), u64>,
     /// Signals in the order in which they were sent, and whether that was acknowledged.
     signals: BTreeMap<RunId, BTreeMap<u64, bool>>,
+    /// By saga: its newest try, and when tries failed.
+    tries: BTreeMap<RunId, (u32, BTreeMap<u32, u64>)>,
+    /// By saga: when tries began.
+    tried: BTreeMap<(RunId, u32), u64>,
+    items: BTreeMap<RunId, Items>,
     /// When a pause was first called.
     pauses: BTreeMap<RunId, u64>,
     paused: BTreeMap<RunId, u64>,
@@ -24,6 +29,39 @@ pub struct Ledger {
     cancelled: BTreeSet<RunId>,
     outputs: BTreeMap<RunId, u64>,
     pub seen: BTreeMap<String, u64>,
+}
+
+/// The items of a saga's map.
+#[derive(Default)]
+struct Items {
+    /// Done on disk when the last life began.
+    stored: u64,
+    /// Begun since then.
+    begun: BTreeSet<u64>,
+    /// The values that their bodies came to.
+    values: BTreeMap<u64, BTreeSet<u64>>,
+    given: Option<Vec<u64>>,
+}
+
+impl Items {
+    fn begins(&mut self, item: u64) -> Result<()> {
+        self.begun.insert(item);
+        let (begun, stored) = (self.begun.len() as u64, self.stored);
+        ensure!(begun + stored <= ITEMS as u64, "P3: {stored} items were on disk and {begun} began");
+        ensure!(self.given.is_none(), "P3: item {item} began after the map was done");
+        Ok(())
+    }
+
+    fn are_given(&mut self, values: Vec<u64>) -> Result<()> {
+        ensure!(values.len() == ITEMS, "a map of {ITEMS} items gave {}", values.len());
+        for (item, value) in values.iter().enumerate() {
+            let known = self.values.get(&(item as u64)).is_some_and(|known| known.contains(value));
+            ensure!(known, "item {item} never was {value}");
+        }
+        let first = self.given.get_or_insert_with(|| values.clone());
+        ensure!(*first == values, "P5: a map gave other values");
+        Ok(())
+    }
 }
 
 impl Ledger {
@@ -61,11 +99,53 @@ impl Ledger {
                     Some(first) => anyhow::bail!("P5: {run} step {key} was {first} and is {value}"),
                 }
             }
+            Told::Trying(run, attempt, at) => self.tries_again(run, attempt, at)?,
+            Told::Failing(run, attempt, at) => drop(self.tries.entry(run).or_default().1.insert(attempt, at)),
+            Told::ItemsStored(run, stored) => {
+                self.count("maps gone on with");
+                let items = self.items.entry(run).or_default();
+                ensure!(items.stored <= stored, "P3: {run} had {} items on disk and has {stored}", items.stored);
+                (items.stored, items.begun) = (stored, BTreeSet::new());
+            }
+            Told::ItemBegins(run, item) => {
+                self.items.entry(run).or_default().begins(item).with_context(|| run.to_string())?;
+            }
+            Told::Item(run, item, value) => {
+                self.items.entry(run).or_default().values.entry(item).or_default().insert(value);
+            }
+            Told::Items(run, values) => {
+                self.items.entry(run).or_default().are_given(values).with_context(|| run.to_string())?;
+            }
             Told::Pausing(run, at) => drop(self.pauses.entry(run).or_insert(at)),
             Told::Paused(run, at) => drop(self.paused.entry(run).or_insert(at)),
             Told::Output(run, output) => drop(self.outputs.insert(run, output)),
             Told::Unexpected(error) => anyhow::bail!("a call was answered with {error}"),
             Told::Opened | Told::Dies(_) | Told::Closed => {}
+        }
+        Ok(())
+    }
+
+    /// A try is one more than the last, once that has failed, or that one again.
+    fn tries_again(&mut self, run: RunId, attempt: u32, at: u64) -> Result<()> {
+        let (last, failed) = self.tries.entry(run).or_default();
+        let again = *last == attempt;
+        let next = *last + 1 == attempt && (*last == 0 || failed.contains_key(last));
+        ensure!((again || next) && attempt <= TRIES, "P3: {run} was tried {last} times, and is for the {attempt}th");
+        *last = attempt;
+        self.tried.entry((run, attempt)).or_insert(at);
+        if again {
+            self.count("tries begun again");
+        }
+        Ok(())
+    }
+
+    /// Nothing was tried again before it was time.
+    fn check_tries(&self, run: RunId, saga: &Saga) -> Result<()> {
+        let Some((last, failed)) = self.tries.get(&run) else { return Ok(()) };
+        for attempt in 2..=*last {
+            let pause = saga.pause_after(attempt - 1).as_millis() as u64;
+            let (failed, tried) = (failed[&(attempt - 1)], self.tried[&(run, attempt)]);
+            ensure!(failed + pause <= tried, "P19: try {attempt} of {run} came after {} ms of {pause}", tried - failed);
         }
         Ok(())
     }
@@ -106,6 +186,7 @@ impl Ledger {
             let pause = saga.pause().as_millis() as u64;
             ensure!(called + pause <= *over, "P19: the pause of {id} took {} ms of {pause}", over - called);
         }
+        self.check_tries(id, saga)?;
         self.check_signals(id)?;
         for step in steps {
             let Some(value) = step.output.as_ref().and_then(serde_json::Value::as_u64) else { continue };
@@ -119,7 +200,11 @@ impl Ledger {
             }
             _ => {
                 ensure!(!self.cancelled.contains(&id), "P20: {id} was cancelled and is {}", run.status);
-                let sum: u64 = steps.iter().filter_map(|step| step.output.as_ref()?.as_u64()).sum();
+                let tries =
+                    steps.iter().find(|step| step.name == "flaky").map(|step| (step.attempts, step.tries.len()));
+                ensure!(tries == Some((TRIES, TRIES as usize - 1)), "{id} lists {tries:?} tries");
+                let mapped = self.resolved.get(&(id, "items".to_owned())).context("a map was done and not told")?;
+                let sum = steps.iter().filter_map(|step| step.output.as_ref()?.as_u64()).sum::<u64>() + mapped;
                 ensure!(run.output == Some(sum.into()), "P5: {id} completed with what its steps did not give");
                 ensure!(self.outputs.get(&id).is_none_or(|told| *told == sum), "P5: {id} gave another output");
                 self.count("sagas completed");

@@ -1,4 +1,4 @@
-//! `kill -9` over runs that wait: a job that pauses, takes signals and calls another run survives it at every crash point.
+//! `kill -9` over runs that wait: a job that retries, pauses, takes signals, maps and calls another run survives it at every crash point.
 //!
 //! A case is one file and several lives of a child over it, ended as those of [`kill9`](super::kill9) are. Every saga is triggered under
 //! an idempotency key, is sent signals, and ends in the last life at the latest; the parent compares what the bodies reported
@@ -62,6 +62,15 @@ pub enum Told {
     Begin(RunId, String, u32),
     /// A step has given a value to the body.
     Resolved(RunId, String, u64),
+    /// The flaky step is tried for this time, or fails at it, by the wall clock.
+    Trying(RunId, u32, u64),
+    Failing(RunId, u32, u64),
+    /// So many items of the map are done on disk; nothing executes.
+    ItemsStored(RunId, u64),
+    ItemBegins(RunId, u64),
+    Item(RunId, u64, u64),
+    /// The map has given these values to the body.
+    Items(RunId, Vec<u64>),
     /// A pause is called, or is over, by the wall clock.
     Pausing(RunId, u64),
     Paused(RunId, u64),
