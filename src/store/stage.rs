@@ -141,7 +141,7 @@ impl Stage {
     }
 
     /// What the group does to the steps of a run.
-    pub(crate) fn steps_of(&self, run: RunId) -> impl Iterator<Item = &Change<Arc<[u8]>>> {
+    pub(crate) fn steps_of(&self, run: RunId) -> impl DoubleEndedIterator<Item = &Change<Arc<[u8]>>> {
         self.steps.iter().filter(move |(of, _)| *of == run).map(|(_, change)| change)
     }
 

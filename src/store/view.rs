@@ -230,14 +230,18 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// One step, found without reading the others where it is in no group that is being built.
+    /// One step, found without reading the others.
     fn one_step(&self, stage: Option<&Stage>, run: RunId, index: u32) -> Result<Option<Bytes>, Fault> {
-        if stage.is_some_and(|stage| stage.steps_of(run).next().is_some()) {
-            let steps = self.all_steps(stage, run)?;
-            let found = steps.binary_search_by_key(&index, |(index, _)| *index).ok();
-            return found
-                .map(|at| self.resolved(Table::Steps, &keys::of_run(run, index), steps[at].1.clone()))
-                .transpose();
+        let staged = stage.and_then(|stage| {
+            stage.steps_of(run).rev().find_map(|change| match change {
+                Change::Put(at, record) if *at == index => Some(Some(Bytes::copy_from_slice(record))),
+                Change::Remove(at) if *at == index => Some(None),
+                Change::Clear => Some(None),
+                Change::Put(..) | Change::Remove(_) => None,
+            })
+        });
+        if let Some(record) = staged {
+            return Ok(record);
         }
         let key = keys::of_run(run, index);
         let tail = self.tail.steps_of(run);

@@ -161,6 +161,13 @@ impl Pair {
                 }
             }
         }
+        let shared = self.disk().shared().clone();
+        let view = shared.view().expect("a view");
+        for (run, index, _) in changes {
+            let found = view.with(&stage).step(RunId::numbered(*run), *index).expect("reads");
+            assert_eq!(found.as_deref(), self.steps.get(&(RunId::numbered(*run), *index)).map(|value| &value[..]));
+        }
+        drop(view);
         self.write(&stage, 0, true);
     }
 
