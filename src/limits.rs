@@ -121,10 +121,14 @@ pub(crate) const SEGMENT_BYTES_MIN: usize = 4 << 10;
 pub(crate) const SEGMENTS_BACKLOG: usize = 4;
 /// Runs deleted in one commit of a purge.
 pub(crate) const PURGE_SLICE: usize = 100;
-/// The same while runs execute, whose steps wait for that commit.
-pub(crate) const PURGE_SLICE_BESIDE: usize = 16;
+/// The same while runs execute, whose steps wait for that commit, and so many more for each run that ends in it: what is purged
+/// all the time keeps up with what ends.
+pub(crate) const PURGE_SLICE_BESIDE: usize = 4;
+pub(crate) const PURGED_FOR_AN_END: usize = 2;
 /// Runs started by one commit, besides one for each that it ends: the bodies of many would keep others from theirs.
 pub(crate) const STARTS_MAX: usize = 64;
+/// A run that has executed before counts as so many of them, since its body replays at once.
+pub(crate) const STARTS_FOR_A_REPLAY: usize = 8;
 /// Runs whose checkpoints are read for replay at a time: reading holds the tail, which the writer waits for.
 pub(crate) const REPLAYS_MAX: usize = 2;
 /// A replaying run keeps checkpoints up to this size in memory, bytes each; larger ones are read when asked for.

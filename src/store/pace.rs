@@ -10,7 +10,7 @@ use super::fold::Size;
 use crate::limits::FOLD_ROWS_MAX;
 
 /// What a slice is to take beside a group that is waited for, nanoseconds.
-const SLICE_NS: u64 = 100_000;
+const SLICE_NS: u64 = 60_000;
 const ROWS_MIN: usize = 16;
 /// What a row is taken to cost before anything is known, nanoseconds.
 const ROW_NS_AT_FIRST: u64 = 1_500;
@@ -64,8 +64,8 @@ mod tests {
 
     #[test]
     fn beside_a_small_group_a_slice_takes_its_time_and_no_longer() {
-        assert!((45..=60).contains(&learned(2_000).next(10, 1, MOST).rows));
-        assert!((90..=120).contains(&learned(1_000).next(10, 1, MOST).rows));
+        assert!((27..=36).contains(&learned(2_000).next(10, 1, MOST).rows));
+        assert!((54..=72).contains(&learned(1_000).next(10, 1, MOST).rows));
         assert_eq!(learned(1_000_000).next(10, 1, MOST).rows, ROWS_MIN);
         assert_eq!(learned(0).next(10, 1, MOST).rows, FOLD_ROWS_MAX);
     }

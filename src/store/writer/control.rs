@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::limits::PURGE_SLICE_BESIDE;
+use crate::limits::{PURGE_SLICE_BESIDE, PURGED_FOR_AN_END};
 use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Purge, Purged, Resume, Targets};
 use crate::store::steps::Change;
@@ -261,7 +261,8 @@ impl Writer {
     pub(super) fn purge(&mut self, turn: &mut Turn<'_>, purge: &Purge) -> Result<Result<Purged, Error>, Fault> {
         let before = keys::ended(purge.before, RunId::MIN);
         let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let beside = if self.bodies.is_empty() { usize::MAX } else { PURGE_SLICE_BESIDE };
+        let keeping_up = PURGE_SLICE_BESIDE + PURGED_FOR_AN_END * turn.ends.len();
+        let beside = if self.bodies.is_empty() { usize::MAX } else { keeping_up };
         let limit = purge.limit.min(beside);
         let (mut due, mut last) = (Vec::new(), None);
         turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {

@@ -14,7 +14,9 @@ use crate::event::{Ended, EventKind, Payload, What};
 use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
-use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_MAX, UNUSED_STEPS_MAX};
+use crate::limits::{
+    LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_FOR_A_REPLAY, STARTS_MAX, UNUSED_STEPS_MAX,
+};
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
@@ -27,14 +29,14 @@ impl Writer {
         if self.effects.is_none() {
             return Ok(());
         }
-        let most = STARTS_MAX + turn.ends.len();
+        let most = STARTS_MAX + STARTS_FOR_A_REPLAY * turn.ends.len();
         while self.allowance != Some(0) && !self.starts_left {
             if turn.starts >= most {
                 self.starts_left = true;
                 break;
             }
             let Some(claim) = self.engine.claim(turn.monotonic) else { break };
-            turn.starts += 1;
+            turn.starts += if claim.untouched { 1 } else { STARTS_FOR_A_REPLAY };
             if claim.counted {
                 self.put_windows(turn, claim.run, &claim.keys);
             }

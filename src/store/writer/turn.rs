@@ -39,7 +39,7 @@ pub(super) struct Turn<'v> {
     pub(super) now: Timestamp,
     pub(super) monotonic: Duration,
     pub(super) effects: Vec<Effect>,
-    /// Runs that it starts.
+    /// Runs that it starts, those that replay counted several times.
     pub(super) starts: usize,
     pub(super) live: Vec<(RunId, Option<Live>)>,
     pub(super) tallied: BTreeSet<JobNumber>,
