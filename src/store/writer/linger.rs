@@ -11,13 +11,15 @@ use crate::limits::GROUP_OPS_MAX;
 /// So long at most: less than a flush takes.
 pub(super) const LINGER_MAX: Duration = Duration::from_micros(100);
 /// After so many vain waits in a row the next is 2^n groups away, and never further.
-const VAIN_MAX: u32 = 7;
+const VAIN_MAX: u32 = 5;
 
 #[derive(Debug, Default)]
 pub(super) struct Linger {
     /// Operations of the last group, and of the one before.
     last: usize,
     before: usize,
+    /// Those of the last group that were no body's.
+    outside: usize,
     vain: u32,
     /// Groups that are not waited for.
     skip: u32,
@@ -26,7 +28,12 @@ pub(super) struct Linger {
 impl Linger {
     /// How many operations to wait for; `None` where there are enough, or waiting has not paid. One body alone never waits.
     pub(super) fn wanted(&mut self, there: usize, bodies: usize) -> Option<usize> {
-        let wanted = (self.last + self.before).min(bodies).min(GROUP_OPS_MAX);
+        if bodies <= 1 {
+            // What did not pay for bodies that are gone may pay for those that come.
+            (self.vain, self.skip) = (0, 0);
+            return None;
+        }
+        let wanted = (self.last + self.before).min(bodies + self.outside).min(GROUP_OPS_MAX);
         if there == 0 || there >= wanted {
             return None;
         }
@@ -43,8 +50,8 @@ impl Linger {
         self.skip = if all { 0 } else { 1 << self.vain };
     }
 
-    pub(super) fn took(&mut self, ops: usize) {
-        (self.last, self.before) = (ops, self.last);
+    pub(super) fn took(&mut self, ops: usize, outside: usize) {
+        (self.last, self.before, self.outside) = (ops, self.last, outside);
     }
 }
 
@@ -55,28 +62,43 @@ mod tests {
     #[test]
     fn both_halves_of_the_bodies_are_waited_for_and_one_body_alone_is_not() {
         let mut linger = Linger::default();
-        linger.took(1);
-        linger.took(1);
+        linger.took(1, 0);
+        linger.took(1, 0);
         assert_eq!(linger.wanted(1, 1), None);
-        linger.took(30);
-        linger.took(34);
+        linger.took(1, 1);
+        assert_eq!(linger.wanted(1, 1), None, "nor does a caller wait for a body");
+        linger.took(30, 0);
+        linger.took(34, 0);
         assert_eq!(linger.wanted(34, 64), Some(64));
         assert_eq!(linger.wanted(64, 64), None);
         assert_eq!(linger.wanted(0, 64), None);
+        // A purge goes along, one slice a group.
+        linger.took(65, 1);
+        assert_eq!(linger.wanted(64, 64), Some(65));
     }
 
     #[test]
     fn what_does_not_come_is_waited_for_ever_more_rarely_until_it_comes() {
         let mut linger = Linger::default();
-        linger.took(8);
-        linger.took(8);
+        linger.took(8, 0);
+        linger.took(8, 0);
         let waits_in = |linger: &mut Linger, groups: usize| {
             let waits = (0..groups).filter(|_| linger.wanted(8, 16).inspect(|_| linger.lingered(false)).is_some());
             waits.count()
         };
-        assert_eq!(waits_in(&mut linger, 1_000), 13);
+        assert_eq!(waits_in(&mut linger, 1_000), 34);
         while linger.wanted(8, 16).is_none() {}
         linger.lingered(true);
+        assert_eq!(linger.wanted(8, 16), Some(16));
+    }
+
+    #[test]
+    fn bodies_that_begin_after_a_silence_are_waited_for_at_once() {
+        let mut linger = Linger::default();
+        linger.took(8, 0);
+        linger.took(8, 0);
+        (0..1_000).for_each(|_| drop(linger.wanted(8, 16).inspect(|_| linger.lingered(false))));
+        assert_eq!(linger.wanted(1, 0), None);
         assert_eq!(linger.wanted(8, 16), Some(16));
     }
 }

@@ -286,7 +286,7 @@ impl Writer {
                 inbox.linger(&mut self.pending, wanted, linger::LINGER_MAX);
                 linger.lingered(self.pending.len() >= wanted);
             }
-            linger.took(self.pending.len());
+            linger.took(self.pending.len(), self.pending.iter().filter(|op| op.is_from_outside()).count());
             if self.step(Some(Duration::ZERO)) {
                 return self.close();
             }
