@@ -93,6 +93,8 @@ pub(crate) enum Event {
     Checkpointed { run: RunId },
     /// An executing run has its outcome: it writes no more. Keys and slot stay held until its body has stopped.
     Ended { run: RunId },
+    /// The same of one whose execution is over while the run is not: it is suspended, or waits in line again.
+    Yielded { run: RunId },
     /// An executing run has ended and another goes on for it. That one waits once the body has stopped, and takes over its key
     /// without a gap.
     Continued { run: RunId, next: Queued },
@@ -255,6 +257,12 @@ impl Engine {
                     targets.retain(|target| target.run != run);
                     *waiter != run && !targets.is_empty()
                 });
+            }
+            Event::Yielded { run } => {
+                if let Some(executing) = self.executing.get_mut(&run) {
+                    executing.ended = true;
+                }
+                self.waits.remove(&run);
             }
             Event::Continued { run, next } => self.succeed(run, next),
             Event::Stopped { run, generation } => self.stopped(run, generation),

@@ -214,17 +214,23 @@ impl TestRuntime {
         self.next_stop().map(|left| self.now().saturating_add(left))
     }
 
-    /// Moves time on as far as a run needs to end, and gives the run as it ended, in whatever way.
+    /// Moves time on as far as a run needs to end, and gives the run as it ended, in whatever way. One that went on as others
+    /// is followed to the last of them.
     ///
     /// # Errors
     /// [`Stuck`], if it waits for something that time does not bring.
     pub async fn run_to_completion(&self, run: RunId) -> Result<Run, Stuck> {
+        let mut run = run;
         for _ in 0..STOPS_MAX {
             self.settle().await;
             if self.has_crashed() {
                 return Err(Stuck::Crashed);
             }
             let found = self.durably.get_run(run).await?.ok_or(Error::RunNotFound { run })?;
+            if let Some(next) = found.continued_as {
+                run = next;
+                continue;
+            }
             if found.is_terminal() {
                 return Ok(found);
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use durably::{Durably, Error, Explanation, Job, Obstacle, RateLimit, RunId, RunStatus, Step, StepKind};
+use durably::{Durably, Error, Explanation, Job, Obstacle, RateLimit, Retry, RunId, RunStatus, Step, StepKind};
 
 use crate::support::{
     Gate, ManualClock, TempFile, echo, ended, failing, gated, job_with, memory, next_event, paused, run_of, within,
@@ -205,6 +205,37 @@ async fn what_a_suspended_run_waits_for() {
         assert!(text.contains(&format!("step \"child\" waits for run {child}")), "{text}");
         assert!(text.contains("step \"pause\" sleeps until "), "{text}");
         gate.open();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_delayed_trigger_and_a_step_that_is_to_be_tried_again() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = Durably::builder().clock(clock.clone()).in_memory().await.unwrap();
+        let mut events = durably.events();
+        let job = durably
+            .register(Job::new("job", |step: Step, _: u32| async move {
+                let failing = step.run("call", || async { Err::<u32, _>("no line".into()) });
+                failing.retry(Retry::fixed(3, Duration::from_secs(3600))).await
+            }))
+            .unwrap();
+        let run = job.trigger(0).delay(Duration::from_secs(60)).await.unwrap().id();
+        let [Obstacle::Delayed { until, .. }] = obstacles(&durably, run).await[..] else {
+            panic!("{:?}", obstacles(&durably, run).await)
+        };
+        assert_eq!(until, run_of(&durably, run).await.created_at.saturating_add(Duration::from_secs(60)));
+        assert_eq!(durably.explain(run).await.unwrap().to_string(), format!("waiting: it is delayed until {until}"));
+
+        clock.advance(Duration::from_secs(60));
+        durably.stats().await.unwrap();
+        next_event(&mut events, |event| event.run_id == run && event.kind.name() == "run:suspend").await;
+        let why = durably.explain(run).await.unwrap();
+        let Explanation::Suspended { waiting, since, .. } = &why else { panic!("{why}") };
+        assert_eq!((waiting.len(), waiting[0].name.as_str(), waiting[0].kind), (1, "call", StepKind::Run));
+        let again = waiting[0].waiting_for.until.unwrap();
+        assert_eq!(why.to_string(), format!("suspended since {since}: step \"call\" is tried again at {again}"));
     })
     .await;
 }

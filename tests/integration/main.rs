@@ -17,6 +17,7 @@ mod delay;
 mod delete;
 mod errors;
 mod events;
+mod explain;
 mod fork;
 mod idempotency;
 mod labels;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use durably::testing::{CrashSafety, Effects, Violation, assert_crash_safe};
-use durably::{Job, Step};
+use durably::{Job, Retry, Step};
 use serde_json::json;
 
 use crate::support::{Count, DAY, job_with, within};
@@ -81,6 +81,48 @@ async fn pauses_signals_and_children_are_crash_safe_with_one_slot() {
 async fn pauses_signals_and_children_are_crash_safe_on_many_threads() {
     within(async {
         order(&Effects::new()).run(1).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn retries_maps_and_races_are_crash_safe_at_every_commit() {
+    within(async {
+        let effects = Effects::new().at_least("call", 3).at_most("call", 4);
+        let job = job_with("job", effects.clone(), |step: Step, n: u32, effects| async move {
+            let call = step.run_with("call", |cx| {
+                let attempt = cx.attempt();
+                effects.record("call");
+                async move { if attempt < 3 { Err("busy".into()) } else { Ok(attempt) } }
+            });
+            let attempts = call.retry(Retry::fixed(3, DAY)).await?;
+            let doubled = step.map("double", 0..n).concurrency(2).run(|item| async move { Ok(item * 2) }).await?;
+            let race = step.race("first").arm("pause", step.sleep("pause", DAY));
+            let first = race.arm("signal", step.wait_signal("go", "go")).await?;
+            Ok(attempts + doubled.iter().sum::<u32>() + u32::from(first.arm() == "pause"))
+        });
+        let report = CrashSafety::new().job(job).effects(&effects).run(5).await.unwrap();
+        assert!(report.commits > 8, "{report:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_loop_of_runs_is_crash_safe_at_every_commit() {
+    within(async {
+        let effects = Effects::new().exactly_once_per_checkpoint("next");
+        let job = job_with("countdown", effects.clone(), |step: Step, left: u32, effects| async move {
+            let next = step
+                .run("next", || async {
+                    effects.record("next");
+                    Ok(left.saturating_sub(1))
+                })
+                .await?;
+            step.sleep("pause", DAY).await?;
+            if left == 0 { Ok(7) } else { step.continue_as_new(next).await }
+        });
+        let report = CrashSafety::new().job(job).effects(&effects).run(2).await.unwrap();
+        assert!(report.commits > 10, "{report:?}");
     })
     .await;
 }

@@ -386,7 +386,7 @@ fn runs_that_wait_are_counted_where_they_are() {
     let counts = |engine: &Engine| engine.counts().map(|(_, counts)| counts).collect::<Vec<_>>();
     assert_eq!(counts(&engine), [[3, 0, 2]]);
     assert_eq!(drain(&mut engine, Duration::ZERO), [1, 2]);
-    engine.apply(Event::Ended { run: id(1) }, Duration::ZERO);
+    engine.apply(Event::Yielded { run: id(1) }, Duration::ZERO);
     engine.apply(Event::Suspended(asleep(1, None)), Duration::ZERO);
     assert_eq!(counts(&engine), [[1, 1, 3]], "also while its body still stops");
     engine.apply(Event::Stopped { run: id(1), generation: 1 }, Duration::ZERO);
@@ -397,4 +397,18 @@ fn runs_that_wait_are_counted_where_they_are() {
     engine.apply(Event::Withdrawn { run: id(5), job: 1, keys: Keys::None, priority: 0 }, Duration::ZERO);
     assert_eq!(counts(&engine), [[2, 1, 1]]);
     assert_eq!(engine.ring(at(10)), None);
+}
+
+#[test]
+fn who_waits_for_a_run_that_is_suspended_waits_on() {
+    let mut engine = play(2, vec![registered(1, 9), queued(new(1)), queued(new(2))]);
+    assert_eq!(drain(&mut engine, Duration::ZERO), [1, 2]);
+    let on = |n| Awaited { run: id(n), asked: id(n), job: 1, keys: Keys::None };
+    assert!(engine.wait(id(1), on(2)));
+    engine.apply(Event::Yielded { run: id(2) }, Duration::ZERO);
+    engine.apply(Event::Suspended(asleep(2, None)), Duration::ZERO);
+    engine.apply(Event::Stopped { run: id(2), generation: 1 }, Duration::ZERO);
+    engine.apply(Event::Queued(new(3)), Duration::ZERO);
+    assert_eq!(drain(&mut engine, Duration::ZERO), [3]);
+    assert!(!engine.wait(id(3), on(9)), "nobody would be left to make room for the one that sleeps");
 }

@@ -359,7 +359,7 @@ impl Writer {
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
-        self.tell_engine(turn, EngineEvent::Ended { run });
+        self.tell_engine(turn, EngineEvent::Yielded { run });
         if !line.blocked {
             self.tell_engine(turn, EngineEvent::Queued(super::triggers::queued(run, &line)));
         }

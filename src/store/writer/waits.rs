@@ -369,7 +369,7 @@ impl Writer {
         turn.tell(&body.subject, What::Kind(Box::new(suspended)));
         turn.live.push((run, None));
         self.bodies.remove(&run);
-        self.tell_engine(turn, EngineEvent::Ended { run });
+        self.tell_engine(turn, EngineEvent::Yielded { run });
         let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
         if missed || suspension.due.is_some_and(|due| due <= turn.now) {
             let line = self.woken(turn, run, record, state);

@@ -19,6 +19,14 @@ struct State {
     began: Option<Instant>,
     last: Duration,
     jumped_ms: i64,
+    jumps: u64,
+}
+
+/// What the wall clock says, and how often it was set until then.
+#[derive(Debug, Clone, Copy)]
+pub struct Walls {
+    pub now: Timestamp,
+    pub jumps: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -46,6 +54,11 @@ impl SimClock {
     pub fn jump(&self, ms: i64) {
         let mut state = self.state();
         state.jumped_ms = (state.jumped_ms + ms).clamp(-THIRTY_YEARS_MS, THIRTY_YEARS_MS);
+        state.jumps += 1;
+    }
+
+    pub fn walls(&self) -> Walls {
+        Walls { now: self.now(), jumps: self.state().jumps }
     }
 
     /// The wall clock is set as far ahead as it may have been at any time: what anybody waits for is due.

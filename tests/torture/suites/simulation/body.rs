@@ -49,6 +49,28 @@ impl World {
         outcome
     }
 
+    async fn pause(&self, step: &Step, name: String, pause: Duration) -> JobResult<()> {
+        let run = step.run_id();
+        self.tell(|ledger| ledger.pause_begins(run, &name, self.clock.walls()));
+        step.sleep(name.as_str(), pause).await?;
+        self.note(format_args!("{run} {name} is over"));
+        self.tell(|ledger| ledger.pause_is_over(run, &name, pause, self.clock.walls()));
+        Ok(())
+    }
+
+    /// Takes a signal, if one comes soon enough.
+    async fn signal(&self, step: &Step, name: String, patience: Duration) -> Outcome {
+        let run = step.run_id();
+        let taken = step.wait_signal::<u64>(name.as_str(), "go").timeout(patience).await;
+        let outcome = taken.map_err(|error| error.message().to_owned());
+        self.note(format_args!("{run} {name} takes {outcome:?}"));
+        self.tell(|ledger| {
+            ledger.signal_is_taken(run, &name, &outcome);
+            ledger.step_gives(run, &name, outcome.clone());
+        });
+        outcome
+    }
+
     pub async fn body(self, step: Step, nonce: u64, parent: bool) -> JobResult<u64> {
         let run = step.run_id();
         let _running = Running::new(&self, run, self.key_of(nonce));
@@ -93,11 +115,14 @@ impl World {
                     });
                     step.cancelled().cancelled().await;
                 }
-                // A body that waits for another run holds its slot, so what it waits for, and whoever holds the keys of that,
-                // must not give its own up.
-                10 if !parent && nonce < 1 << 32 && self.key_of(nonce).is_none() => {
+                10 => {
                     let (failures, delay) = (script.u32(..4), Duration::from_millis(script.u64(..3_000)));
                     sum = sum.wrapping_add(self.retried(&step, name, failures, delay).await.unwrap_or(3));
+                }
+                11 => self.pause(&step, name, Duration::from_millis(script.u64(..5_000))).await?,
+                12 => {
+                    let patience = Duration::from_millis(script.u64(..4_000));
+                    sum = sum.wrapping_add(self.signal(&step, name, patience).await.unwrap_or(5));
                 }
                 _ => sum = sum.wrapping_add(self.step(&step, name, false).await.unwrap_or_default()),
             }

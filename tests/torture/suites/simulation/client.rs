@@ -83,7 +83,14 @@ impl Client {
                     world.note(format_args!("purge: {purged:?}"));
                 }
             }
-            30..33 => {
+            30 => {
+                let Some(run) = self.any_run() else { return };
+                let value = self.random.u64(..);
+                world.tell(|ledger| ledger.signal_is_sent(run, value));
+                let sent = durably.signal(run, "go", &value).await;
+                world.note(format_args!("signal {run}: {}", told(&sent)));
+            }
+            31..33 => {
                 let Some(run) = self.any_run() else { return };
                 if let Ok(Some(run)) = durably.get_run(run).await {
                     world.tell(|ledger| ledger.seen(run.id, run.status));

@@ -1,8 +1,11 @@
 //! What a world was promised, outside of it: it survives every crash and is told nothing by the dead.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use durably::{Run, RunId, RunStatus};
+
+use crate::suites::clock::Walls;
 
 /// A step's outcome as its body got it.
 pub type Outcome = Result<u64, String>;
@@ -20,6 +23,10 @@ pub struct Known {
     steps: BTreeMap<String, Outcome>,
     /// The last attempt of a step that began.
     attempts: BTreeMap<String, u32>,
+    /// When a pause was first begun.
+    pauses: BTreeMap<String, Walls>,
+    /// Signals, each with the step that took it.
+    signals: BTreeMap<u64, Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +141,46 @@ impl Ledger {
         if known.resumes == 0 && number != last && number != last + 1 {
             self.violations.push(format!("P4: attempt {number} of step {step} of {run} after attempt {last}"));
         }
+    }
+
+    pub fn pause_begins(&mut self, run: RunId, step: &str, now: Walls) {
+        let known = self.runs.entry(run).or_default();
+        // After a resume it may be another one of that name.
+        if known.resumes > 0 {
+            known.pauses.remove(step);
+        } else {
+            known.pauses.entry(step.to_owned()).or_insert(now);
+        }
+    }
+
+    /// Not before its time by the wall clock, unless that was set to another time meanwhile.
+    pub fn pause_is_over(&mut self, run: RunId, step: &str, pause: Duration, now: Walls) {
+        let known = self.runs.entry(run).or_default();
+        if let Some(began) = known.pauses.get(step)
+            && began.jumps == now.jumps
+            && now.now.since(began.now) < pause
+        {
+            let took = now.now.since(began.now);
+            self.violations.push(format!("P19: pause {step} of {run} took {took:?} of {pause:?}"));
+        }
+    }
+
+    pub fn signal_is_sent(&mut self, run: RunId, value: u64) {
+        self.runs.entry(run).or_default().signals.insert(value, None);
+    }
+
+    /// A signal is for one step, however often that takes it.
+    pub fn signal_is_taken(&mut self, run: RunId, step: &str, outcome: &Outcome) {
+        let Ok(value) = outcome else { return };
+        let taken = match self.runs.entry(run).or_default().signals.get_mut(value) {
+            None => Some(format!("P2: step {step} of {run} took a signal that was not sent")),
+            Some(Some(taker)) if taker != step => Some(format!("P3: {step} and {taker} of {run} took one signal")),
+            Some(taker) => {
+                *taker = Some(step.to_owned());
+                None
+            }
+        };
+        self.violations.extend(taken);
     }
 
     pub fn step_gives(&mut self, run: RunId, step: &str, outcome: Outcome) {
