@@ -248,7 +248,12 @@ async fn in_which_steps_a_run_executes_and_how_it_ended() {
         let job = durably
             .register(job_with("job", gate.clone(), |step: Step, input: u32, gate| async move {
                 step.run("done", || async { Ok(()) }).await?;
-                let work = |name| step.run(name, || async { Ok(gate.pass().await) });
+                let work = |name| {
+                    step.run(name, || async {
+                        gate.pass().await;
+                        Ok(())
+                    })
+                };
                 tokio::try_join!(work("left"), work("right"))?;
                 Ok(input)
             }))
