@@ -123,8 +123,10 @@ pub(crate) const SEGMENTS_BACKLOG: usize = 4;
 pub(crate) const PURGE_SLICE: usize = 100;
 /// The same while runs execute, whose steps wait for that commit, and so many more for each run that ends in it: what is purged
 /// all the time keeps up with what ends.
-pub(crate) const PURGE_SLICE_BESIDE: usize = 4;
+pub(crate) const PURGE_SLICE_BESIDE: usize = 2;
 pub(crate) const PURGED_FOR_AN_END: usize = 2;
+/// After so many groups in which no body asked for anything, some 20 ms, a purge is in nobody's way.
+pub(crate) const PURGE_UNDISTURBED: u32 = 64;
 /// Runs started by one commit, besides one for each that it ends: the bodies of many would keep others from theirs.
 pub(crate) const STARTS_MAX: usize = 64;
 /// A run that has executed before counts as so many of them, since its body replays at once.

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event::{Ended, EventKind};
 use crate::hooks::Bug;
 use crate::id::RunId;
-use crate::limits::{PURGE_SLICE_BESIDE, PURGED_FOR_AN_END};
+use crate::limits::{PURGE_SLICE_BESIDE, PURGE_UNDISTURBED, PURGED_FOR_AN_END};
 use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Purge, Purged, Resume, Targets};
 use crate::store::steps::Change;
@@ -262,7 +262,8 @@ impl Writer {
         let before = keys::ended(purge.before, RunId::MIN);
         let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let keeping_up = PURGE_SLICE_BESIDE + PURGED_FOR_AN_END * turn.ends.len();
-        let beside = if self.bodies.is_empty() { usize::MAX } else { keeping_up };
+        let in_nobodys_way = self.bodies.is_empty() || self.undisturbed >= PURGE_UNDISTURBED;
+        let beside = if in_nobodys_way { usize::MAX } else { keeping_up };
         let limit = purge.limit.min(beside);
         let (mut due, mut last) = (Vec::new(), None);
         turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {

@@ -206,6 +206,8 @@ pub(crate) struct Writer {
     allowance: Option<u64>,
     /// More can be started than one commit did.
     starts_left: bool,
+    /// Groups since a body asked for anything.
+    undisturbed: u32,
     watchers: Vec<Watcher>,
     inbox: Arc<Inbox>,
     pending: VecDeque<Op>,
@@ -253,6 +255,7 @@ impl Writer {
             working_off: false,
             allowance: None,
             starts_left: false,
+            undisturbed: 0,
             watchers: Vec::new(),
             inbox,
             pending: VecDeque::new(),
@@ -362,6 +365,8 @@ impl Writer {
     /// away and the writer is to end.
     fn turn(&mut self, mut ops: Vec<Op>) -> ControlFlow<()> {
         let mut outage = outage::Outage::default();
+        let of_bodies = ops.iter().any(|op| !op.is_from_outside());
+        self.undisturbed = if of_bodies { 0 } else { self.undisturbed.saturating_add(1) };
         while self.settle_group(&mut outage, &mut ops).is_continue() {}
         if outage.is_given_up() {
             outage::release(&mut ops, || Error::Indeterminate);
