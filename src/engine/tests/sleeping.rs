@@ -403,7 +403,6 @@ fn runs_that_wait_are_counted_where_they_are() {
 fn who_waits_for_a_run_that_is_suspended_waits_on() {
     let mut engine = play(2, vec![registered(1, 9), queued(new(1)), queued(new(2))]);
     assert_eq!(drain(&mut engine, Duration::ZERO), [1, 2]);
-    let on = |n| Awaited { run: id(n), asked: id(n), job: 1, keys: Keys::None };
     assert!(engine.wait(id(1), on(2)));
     engine.apply(Event::Yielded { run: id(2) }, Duration::ZERO);
     engine.apply(Event::Suspended(asleep(2, None)), Duration::ZERO);
