@@ -1,19 +1,9 @@
-//! Many items under one key: a bounded number of them at a time, stored in segments.
-//!
-//! The map has a record under its own key, open from the first segment on until all items are done; a segment is a record
-//! without a key. One segment at a time is on its way to the disk, and takes what was done meanwhile with the next. Items that
-//! take their time come in small segments, so the newest one is written again as long as it is small.
-//!
-//! Invariant: an item in a stored segment is never begun again.
+//! Working off the items of a map, from where an earlier execution left them.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::fmt;
 use std::future::{Future, poll_fn};
-use std::marker::PhantomData;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,244 +12,31 @@ use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-use super::execution::{Execution, Known, Ticket, Verdict};
-use super::logger::{Logger, ProgressReport};
-use super::run::{self, never};
-use super::{Claimed, current};
-use crate::codec;
-use crate::codec::records::{ErrorRecord, StepRecordRef, WaitRecord};
+use super::writing::Writing;
+use super::{ItemCx, Mapped};
+use crate::codec::records::ErrorRecord;
 use crate::codec::segment::{MapHeader, Segment, Stored};
 use crate::error::Error;
-use crate::event::{EventKind, StepTold};
+use crate::event::EventKind;
 use crate::hooks::Bug;
 use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema};
-use crate::limits::{
-    MAP_CONCURRENCY_MAX, MAP_ITEMS_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_FLUSH_AFTER, SEGMENT_ITEMS,
-    SEGMENTS_BACKLOG,
-};
+use crate::limits::{MAP_CONCURRENCY_MAX, MAP_ITEMS_MAX, SEGMENT_BYTES, SEGMENT_FLUSH_AFTER};
 use crate::run::StepKind;
-use crate::store::Pending;
-use crate::store::op::{Accepted, Admitted};
+use crate::step::current;
+use crate::step::execution::{Execution, Known, Ticket, Verdict};
+use crate::step::logger::ProgressReport;
+use crate::step::run::{self, never};
+use crate::store::op::Accepted;
 use crate::store::read::{ReplayOutcome, StoredItems};
-use crate::time::Timestamp;
 
 /// Segments read at once.
 const SEGMENTS_READ: usize = 16;
-const CONCURRENCY: usize = 16;
 
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = JobResult<T>> + Send + 'a>>;
-
-/// The first failure of an item fails the map; see [`StepMap`].
-#[derive(Debug, Clone, Copy)]
-pub struct Stop;
-
-/// Failures of items are part of the result; see [`StepMap::collect_failures`].
-#[derive(Debug, Clone, Copy)]
-pub struct Collect;
-
-/// A map over items: set its options, then give it the work on an item. See [`Step::map`](super::Step::map).
-#[must_use = "a map does nothing until it is given the work, and awaited"]
-pub struct StepMap<'a, I, Failures = Stop> {
-    claimed: Claimed,
-    items: Vec<I>,
-    concurrency: usize,
-    quiet: bool,
-    failures: PhantomData<fn(&'a ()) -> Failures>,
-}
-
-impl<I, Failures> fmt::Debug for StepMap<'_, I, Failures> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("StepMap");
-        shown.field("items", &self.items.len()).field("concurrency", &self.concurrency).finish_non_exhaustive()
-    }
-}
-
-impl<I> StepMap<'_, I> {
-    pub(super) fn new(claimed: Claimed, items: Vec<I>) -> Self {
-        StepMap { claimed, items, concurrency: CONCURRENCY, quiet: false, failures: PhantomData }
-    }
-}
-
-impl<'a, I, Failures> StepMap<'a, I, Failures> {
-    /// Items under way at a time, 1 to 4,096; default 16. Another number ends the run.
-    pub fn concurrency(mut self, items: usize) -> Self {
-        self.concurrency = items;
-        self
-    }
-
-    /// Report no progress: the run's stays the body's own.
-    pub fn quiet(mut self) -> Self {
-        self.quiet = true;
-        self
-    }
-
-    fn drive<T, O, F, Fut>(
-        self,
-        collect: bool,
-        body: F,
-        shape: impl FnOnce(Mapped<T>) -> O + Send + 'a,
-    ) -> MapRun<'a, O>
-    where
-        I: Serialize + Send + 'a,
-        T: Serialize + DeserializeOwned + Send + 'a,
-        O: 'a,
-        F: FnMut(ItemCx, I) -> Fut + Send + 'a,
-        Fut: Future<Output = JobResult<T>> + Send + 'a,
-    {
-        let StepMap { claimed, items, concurrency, quiet, .. } = self;
-        let state = match claimed {
-            Claimed::Ticket(ticket) => {
-                let span = run::span_of(&ticket);
-                let mapping = Mapping { concurrency, quiet, collect };
-                let mapped = async move { map(ticket, items, mapping, body).await.map(shape) };
-                State::Mapping(Box::pin(mapped.instrument(span)))
-            }
-            Claimed::Detached(key) => State::Detached(key),
-            Claimed::Never => State::Never,
-        };
-        MapRun { state }
-    }
-}
-
-impl<'a, I: Serialize + Send + 'a> StepMap<'a, I, Stop> {
-    /// Let items fail: the map completes, with the failures in its result. They are stored, and such an item does not run again.
-    pub fn collect_failures(self) -> StepMap<'a, I, Collect> {
-        let StepMap { claimed, items, concurrency, quiet, .. } = self;
-        StepMap { claimed, items, concurrency, quiet, failures: PhantomData }
-    }
-
-    /// The work on one item. The map gives the items' values in their order.
-    pub fn run<T, F, Fut>(self, mut body: F) -> MapRun<'a, Vec<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'a,
-        F: FnMut(I) -> Fut + Send + 'a,
-        Fut: Future<Output = JobResult<T>> + Send + 'a,
-    {
-        self.run_with(move |_, item| body(item))
-    }
-
-    /// Like [`run`](StepMap::run), with the item's own context.
-    pub fn run_with<T, F, Fut>(self, body: F) -> MapRun<'a, Vec<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'a,
-        F: FnMut(ItemCx, I) -> Fut + Send + 'a,
-        Fut: Future<Output = JobResult<T>> + Send + 'a,
-    {
-        self.drive(false, body, |mapped| mapped.outputs.into_iter().map(|(_, output)| output).collect())
-    }
-}
-
-impl<'a, I: Serialize + Send + 'a> StepMap<'a, I, Collect> {
-    /// The work on one item. The map gives the items' values and failures, each with its item's index.
-    pub fn run<T, F, Fut>(self, mut body: F) -> MapRun<'a, Mapped<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'a,
-        F: FnMut(I) -> Fut + Send + 'a,
-        Fut: Future<Output = JobResult<T>> + Send + 'a,
-    {
-        self.run_with(move |_, item| body(item))
-    }
-
-    /// Like [`run`](StepMap::run), with the item's own context.
-    pub fn run_with<T, F, Fut>(self, body: F) -> MapRun<'a, Mapped<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'a,
-        F: FnMut(ItemCx, I) -> Fut + Send + 'a,
-        Fut: Future<Output = JobResult<T>> + Send + 'a,
-    {
-        self.drive(true, body, |mapped| mapped)
-    }
-}
-
-/// What became of the items of a map that lets them fail.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Mapped<T> {
-    /// Indexes and values of the items that gave one, in their order.
-    pub outputs: Vec<(usize, T)>,
-    /// Indexes and errors of those that failed, in their order.
-    pub failures: Vec<(usize, JobError)>,
-}
-
-/// A map at work: await it. See [`Step::map`](super::Step::map).
-#[must_use = "a map does nothing until it is awaited"]
-pub struct MapRun<'a, O> {
-    state: State<'a, O>,
-}
-
-enum State<'a, O> {
-    Mapping(Boxed<'a, O>),
-    Detached(String),
-    Never,
-}
-
-impl<O> fmt::Debug for MapRun<'_, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MapRun").finish_non_exhaustive()
-    }
-}
-
-impl<O> Future for MapRun<'_, O> {
-    type Output = JobResult<O>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<O>> {
-        match &mut self.get_mut().state {
-            State::Mapping(mapping) => mapping.as_mut().poll(cx),
-            State::Detached(key) => Poll::Ready(Err(run::detached(key))),
-            State::Never => Poll::Pending,
-        }
-    }
-}
-
-/// An item of a map, as its body sees it.
-#[derive(Clone)]
-pub struct ItemCx {
-    execution: Arc<Execution>,
-    key: Arc<str>,
-    index: usize,
-}
-
-impl fmt::Debug for ItemCx {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ItemCx").field("key", &self.key).field("index", &self.index).finish_non_exhaustive()
-    }
-}
-
-impl ItemCx {
-    /// The item's place among the items, from 0.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// The run's log, with lines of this map.
-    pub fn log(&self) -> Logger {
-        Logger::new(self.execution.clone(), Some(self.key.clone()))
-    }
-
-    /// Fires when the run is cancelled.
-    pub fn cancelled(&self) -> CancellationToken {
-        self.execution.watch()
-    }
-
-    /// A key for other services' idempotency: 32 hex digits, the same over recovery and resume for this item, another one for a
-    /// retriggered run.
-    pub fn effect_key(&self) -> String {
-        let mut hasher = Sha256::new();
-        hasher.update(self.execution.start.run.as_bytes());
-        hasher.update(self.key.as_bytes());
-        hasher.update(b"\0item\0");
-        hasher.update((self.index as u64).to_be_bytes());
-        hex(&hasher.finalize()[..16])
-    }
-}
-
-struct Mapping {
-    concurrency: usize,
-    quiet: bool,
-    collect: bool,
+pub(super) struct Mapping {
+    pub(super) concurrency: usize,
+    pub(super) quiet: bool,
+    pub(super) collect: bool,
 }
 
 /// What is known of the items.
@@ -321,7 +98,12 @@ impl<T: DeserializeOwned> Work<T> {
     }
 }
 
-async fn map<I, T, F, Fut>(mut ticket: Ticket, items: Vec<I>, mapping: Mapping, mut body: F) -> JobResult<Mapped<T>>
+pub(super) async fn map<I, T, F, Fut>(
+    mut ticket: Ticket,
+    items: Vec<I>,
+    mapping: Mapping,
+    mut body: F,
+) -> JobResult<Mapped<T>>
 where
     I: Serialize,
     T: Serialize + DeserializeOwned,
@@ -413,7 +195,7 @@ fn fingerprint<I: Serialize>(items: &[I]) -> JobResult<String> {
     Ok(hex(&hashed.0.finalize()[..16]))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -488,112 +270,6 @@ async fn load<T: DeserializeOwned>(
         }
     }
     Ok(())
-}
-
-/// How segments get to the disk.
-struct Writing {
-    started_at: Timestamp,
-    header: Vec<u8>,
-    has_header: bool,
-    /// Done, and not handed over yet.
-    gathered: Segment,
-    /// The newest segment, where it may be written again, and its bytes.
-    newest: Option<(u32, Segment, usize)>,
-    in_flight: Option<Pending<Accepted>>,
-}
-
-impl Writing {
-    fn new(started_at: Timestamp, header: &MapHeader) -> Self {
-        Writing {
-            started_at,
-            header: serde_json::to_vec(header).unwrap_or_default(),
-            has_header: false,
-            gathered: Segment::default(),
-            newest: None,
-            in_flight: None,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.gathered.len() >= SEGMENT_ITEMS || self.gathered.bytes() >= SEGMENT_BYTES
-    }
-
-    fn is_behind(&self) -> bool {
-        let (items, bytes) = (SEGMENT_ITEMS * SEGMENTS_BACKLOG, SEGMENT_BYTES * SEGMENTS_BACKLOG);
-        self.gathered.len() >= items || self.gathered.bytes() >= bytes
-    }
-
-    /// Hands over what has gathered; comes back when it is with the writer.
-    async fn flush(&mut self, ticket: &mut Ticket) {
-        let execution = ticket.execution.clone();
-        let gathered = std::mem::take(&mut self.gathered);
-        let (index, segment, before) = match self.newest.take() {
-            Some((index, mut segment, bytes)) if segment.bytes() < SEGMENT_BYTES_MIN => {
-                segment.append(&gathered);
-                (index, segment, bytes)
-            }
-            _ => match execution.next_part() {
-                Some(index) => (index, gathered, 0),
-                None => return never().await,
-            },
-        };
-        let payload = segment.encode(ticket.index);
-        let part = self.part(ticket, "", StepKind::SEGMENT, index, &payload);
-        let header = (!self.has_header)
-            .then(|| self.part(ticket, &ticket.key, StepKind::Map.to_byte(), ticket.index, &self.header));
-        let bytes = part.record.len();
-        let with_header = bytes + header.as_ref().map_or(0, |header| header.record.len());
-        if !execution.count_bytes(with_header.saturating_sub(before)) {
-            execution.fail_over_bytes();
-            return never().await;
-        }
-        let admitted = execution.means.store.admit_body(with_header).await;
-        if let Some(header) = header {
-            // Before the first segment, and most often in one commit with it: what becomes of that is what became of this.
-            drop(execution.hand_part(header, Admitted::default()));
-            self.has_header = true;
-            // Known from here on, should this be dropped before it is done.
-            let items = StoredItems { header: self.header.clone().into(), segments: Vec::new(), outcome: None };
-            let known = Known::Replayed(
-                ticket.index,
-                StepKind::Map,
-                ticket.execution.version(),
-                ReplayOutcome::Items(Box::new(items)),
-            );
-            ticket.known = Some(Box::new(known));
-        }
-        if before == 0
-            && let Some(Known::Replayed(_, _, _, ReplayOutcome::Items(items))) = ticket.known.as_deref_mut()
-        {
-            items.segments.push(index);
-        }
-        self.in_flight = Some(execution.hand_part(part, admitted));
-        self.newest = Some((index, segment, bytes));
-    }
-
-    fn part(&self, ticket: &Ticket, key: &str, kind: u8, index: u32, payload: &[u8]) -> StepTold {
-        let execution = &ticket.execution;
-        let open = WaitRecord::default();
-        let header = StepRecordRef {
-            key,
-            kind,
-            generation: execution.start.generation,
-            started_at: self.started_at,
-            completed_at: execution.now(),
-            attempts: 1,
-            version: execution.version(),
-            error: None,
-            open: Some(&open),
-            tries: &[],
-        };
-        let mut sealed = Vec::new();
-        let Ok(output_at) = codec::seal_into(&mut sealed, &header, |out| {
-            out.extend_from_slice(payload);
-            Ok::<(), Infallible>(())
-        });
-        let step = ticket.key.clone();
-        StepTold { step, index, duration: Duration::ZERO, record: sealed.into(), output_at, error: None }
-    }
 }
 
 /// What happens while items are under way.
