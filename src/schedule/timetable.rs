@@ -19,6 +19,8 @@ const HORIZON: Instant = Instant::constant(253_000_000_000, 0);
 
 /// How far `cronexpr` looks ahead in one call, less a day.
 const SEARCH: SignedDuration = SignedDuration::from_hours(24 * (4 * 365 - 1));
+/// So many times that: there are up to 40 years between two leap days of one weekday, around a century without one.
+const SEARCHES: usize = 11;
 
 /// A checked expression in a checked zone.
 #[derive(Debug, Clone)]
@@ -59,7 +61,8 @@ impl Timetable {
             Kind::Every(ms) => (after.as_millis() / ms).checked_add(1)?.checked_mul(*ms).map(Timestamp::from_millis),
             Kind::Cron { crontab, zone, open } => {
                 let after = instant(after)?;
-                let next = if *open { next_open(crontab, zone, after) } else { next_named(crontab, zone, after) }?;
+                let next = if *open { next_open(crontab, zone, after) } else { next_named(crontab, zone, after) };
+                let next = next.filter(|next| *next < HORIZON)?;
                 u64::try_from(next.as_millisecond()).ok().map(Timestamp::from_millis)
             }
         }
@@ -137,8 +140,7 @@ fn every(interval: &str) -> Result<u64, String> {
 /// The next time of the wall clock that the expression names, whatever sets that clock.
 fn next_wall(crontab: &Crontab, after: DateTime) -> Option<DateTime> {
     let mut after = TimeZone::UTC.to_timestamp(after).ok().filter(|at| *at < HORIZON)?;
-    // Twice, since there are eight years between two leap days around most turns of a century.
-    for _ in 0..2 {
+    for _ in 0..SEARCHES {
         match crontab.find_next(after) {
             Ok(next) => return Some(next.datetime()),
             Err(_) => after = after.checked_add(SEARCH).ok().filter(|at| *at < HORIZON)?,
@@ -310,6 +312,9 @@ mod tests {
     #[test]
     fn rare_days_and_short_intervals() {
         check("0 0 29 2 *", "UTC", "2097-01-01T00:00:00Z", &["2104-02-29 00:00:00+00:00"]);
+        // A field that begins with a star does not add days to the other's.
+        check("0 0 */31 8 6", "UTC", "1971-05-16T09:14:48Z", &["1981-08-01 00:00:00+00:00"]);
+        check("0 0 29 2 */7", "UTC", "2089-01-01T00:00:00Z", &["2128-02-29 00:00:00+00:00"]);
         check("0 12 * * 1-5", "UTC", "2026-11-27T13:00:00Z", &["2026-11-30 12:00:00+00:00"]);
         check("@every 90s", "UTC", "2026-01-01T00:00:00Z", &["2026-01-01 00:01:30+00:00", "2026-01-01 00:03:00+00:00"]);
         check("@every 1d", "Europe/Berlin", "2026-01-01T00:00:00Z", &["2026-01-02 01:00:00+01:00"]);
@@ -317,6 +322,8 @@ mod tests {
         let timetable = Timetable::parse("@hourly", "UTC").expect("is allowed");
         assert_eq!(timetable.next_after(Timestamp::from_millis(u64::MAX)), None);
         assert_eq!(timetable.next_after(at("9999-01-01T00:00:00Z")), None);
+        let last = Timestamp::from_millis(252_999_999_999_999);
+        assert_eq!(timetable.next_after(last), None, "nor is there anything beyond them that is due");
     }
 
     #[test]

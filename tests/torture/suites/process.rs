@@ -105,6 +105,23 @@ pub fn limit(resource: Resource, most: Option<u64>) {
     setrlimit(resource, Rlimit { current: most.or(maximum), maximum }).expect("a limit may be lowered");
 }
 
+/// After so long, and for so long, this process can't write where commits do.
+pub fn refuse_writes(after: Duration, lasts: Duration) {
+    /// A file can be written up to here meanwhile.
+    const BYTES: u64 = 4_096;
+    const SIGXFSZ: i32 = 25;
+    // Told of a file that may not grow, a process is killed, unless it listens.
+    let kind = tokio::signal::unix::SignalKind::from_raw(SIGXFSZ);
+    let listening = tokio::signal::unix::signal(kind).expect("a handler");
+    tokio::spawn(async move {
+        let _listening = listening;
+        tokio::time::sleep(after).await;
+        limit(Resource::Fsize, Some(BYTES));
+        tokio::time::sleep(lasts).await;
+        limit(Resource::Fsize, None);
+    });
+}
+
 /// A defect as it travels to a child.
 pub fn number_of(bug: Option<Bug>) -> Option<usize> {
     bug.and_then(|bug| Bug::ALL.iter().position(|other| *other == bug))

@@ -9,19 +9,15 @@ use durably::{
     Builder, Clock, Durably, Error, Job, JobHandle, JobResult, RunHandle, RunId, Step, SystemClock, Timestamp,
 };
 use futures::future::join_all;
-use rustix::process::{Resource, Signal};
+use rustix::process::Signal;
 
 use super::life::{DiesAt, Life, Report, Work};
-use crate::suites::process::{die, limit, on_threads, say, told, with_bug};
+use crate::suites::process::{die, on_threads, refuse_writes, say, told, with_bug};
 
 /// Triggers of one life; each may be several runs.
 const TRIGGERS: u32 = 40;
 /// Callers of one idempotency key at once.
 const BURST: usize = 64;
-/// A file can be written up to here during an outage: nowhere that a commit writes to.
-const OUTAGE_BYTES: u64 = 4_096;
-const SIGXFSZ: i32 = 25;
-
 /// Says when a body is gone, however it went.
 pub struct Entered(pub RunId, pub u32);
 
@@ -89,9 +85,6 @@ pub fn builder() -> Builder {
 
 pub fn live(life: &Life) {
     on_threads(if life.on_one_thread() { 1 } else { 2 }).block_on(async {
-        // Told of a file that may not grow, a process is killed, unless it listens.
-        let kind = tokio::signal::unix::SignalKind::from_raw(SIGXFSZ);
-        let _listening = tokio::signal::unix::signal(kind).expect("a handler");
         let mut builder = with_bug(builder(), life.bug);
         if life.hurries() {
             builder = builder.clock(Hurried::default());
@@ -109,12 +102,7 @@ pub fn live(life: &Life) {
             return say(&Report::Closed);
         }
         if let Some((after, lasts)) = life.outage {
-            tokio::spawn(async move {
-                tokio::time::sleep(after).await;
-                limit(Resource::Fsize, Some(OUTAGE_BYTES));
-                tokio::time::sleep(lasts).await;
-                limit(Resource::Fsize, None);
-            });
+            refuse_writes(after, lasts);
         }
         tokio::select! {
             line = told() => {

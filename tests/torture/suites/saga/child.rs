@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Life, Told};
-use crate::suites::process::{die, on_threads, say, told, with_bug};
+use crate::suites::process::{die, on_threads, refuse_writes, say, told, with_bug};
 
 /// Sagas that each life triggers.
 const SAGAS: u32 = 4;
@@ -171,6 +171,9 @@ pub fn live(life: &Life) {
             durably.shutdown().await.expect("a clean end");
             return say(&Told::Closed);
         }
+        if let Some((after, lasts)) = life.outage {
+            refuse_writes(after, lasts);
+        }
         tokio::select! {
             line = told() => {
                 if line.as_deref() == Some("shutdown") {
@@ -205,7 +208,10 @@ async fn storm(life: &Life, durably: &Durably, sagas: &JobHandle<Saga, u64>) {
         let first = u64::from(life.number) * 1_000;
         tokio::spawn(async move {
             if let Err(error) = one(&durably, &sagas, saga, cancels, first).await
-                && !matches!(error, Error::ShutDown | Error::Indeterminate | Error::Conflict { .. })
+                && !matches!(
+                    error,
+                    Error::ShutDown | Error::Indeterminate | Error::Overloaded { .. } | Error::Conflict { .. }
+                )
             {
                 say(&Told::Unexpected(format!("{error:?}")));
             }

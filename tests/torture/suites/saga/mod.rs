@@ -43,6 +43,8 @@ pub struct Life {
     pub last: bool,
     pub bug: Option<usize>,
     pub dies_at: Option<DiesAt>,
+    /// After so long, and for so long, the file can't be written.
+    pub outage: Option<(Duration, Duration)>,
 }
 
 /// A line to the parent. What is about to be done is told before, what is done after.
@@ -105,7 +107,8 @@ fn lives(seed: u64, plan: &Plan, directory: &Path, ledger: &mut Ledger) -> Resul
             _ => Fate::random(&mut rng),
         };
         let bug = number_of(plan.bug);
-        let life = Life { path: path.clone(), seed: rng.u64(..), number, last, bug, dies_at: fate.dies_at };
+        let Fate { dies_at, outage, .. } = fate;
+        let life = Life { path: path.clone(), seed: rng.u64(..), number, last, bug, dies_at, outage };
         let patience = if plan.bug.is_some() { IMPATIENCE } else { LIVENESS };
         let told = live(Role::Saga(life), &fate, last.then_some(patience), directory, ledger).context(fate.name)?;
         ledger.read(told).with_context(|| format!("in life {number}, {}", fate.name))?;
