@@ -111,6 +111,15 @@ macro_rules! trigger_options {
             /// Runs of higher priority go first, also in the line of a concurrency key: -128 to 127, default 0. Runs that
             /// have executed and go on (recovered, woken) go before all of them. Nothing rises by waiting: as long as there
             /// are enough runs of a higher priority, those of a lower one do not start.
+            ///
+            /// ```
+            /// # async fn example(sync: durably::JobHandle<u32, ()>) -> Result<(), durably::Error> {
+            /// // Needs both keys at once, goes before what others have asked for, and is refused behind a hundred of them.
+            /// let run = sync.trigger(7).concurrency_key("customer-7").concurrency_key("api.example.com").limit(4);
+            /// run.priority(10).max_queued(100).await?;
+            /// # Ok(())
+            /// # }
+            /// ```
             pub fn priority(mut self, priority: i8) -> Self {
                 self.$($field).+.priority = priority;
                 self
@@ -136,6 +145,19 @@ macro_rules! trigger_options {
             /// A new run that [replaces](crate::OnConflict::Replace) one that waits has a moment of its own, whatever that of
             /// the other: a delay, a concurrency key and `Replace` start one run once no trigger has come for that long.
             /// Replaces [`at`](Self::at).
+            ///
+            /// ```
+            /// use durably::OnConflict;
+            /// use std::time::Duration;
+            ///
+            /// # async fn example(reindex: durably::JobHandle<u32, ()>, customer: u32) -> Result<(), durably::Error> {
+            /// // Once, a minute after the last change.
+            /// let key = format!("customer-{customer}");
+            /// let run = reindex.trigger(customer).delay(Duration::from_secs(60));
+            /// run.concurrency_key(key).on_conflict(OnConflict::Replace).await?;
+            /// # Ok(())
+            /// # }
+            /// ```
             pub fn delay(mut self, delay: std::time::Duration) -> Self {
                 self.$($field).+.not_before = Some($crate::store::op::NotBefore::After(delay));
                 self
