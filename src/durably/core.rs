@@ -269,8 +269,9 @@ impl Core {
             if steps.status == RunStatus::Leased && matches!(explanation, Explanation::Executing { .. }) {
                 let execution = self.hub.bodies.execution(run, None);
                 let called = execution.map(|execution| execution.called()).unwrap_or_default();
-                let under_way = called.into_iter().filter(|step| !steps.stored.contains(step));
-                return Ok(explanation.with_steps(steps.open, under_way.collect()));
+                let mut under_way: Vec<_> = called.into_iter().filter(|step| !steps.stored.contains(step)).collect();
+                under_way.sort_unstable();
+                return Ok(explanation.with_steps(steps.open, under_way));
             }
             if steps.status == RunStatus::Suspended && matches!(explanation, Explanation::Suspended { .. }) {
                 return Ok(explanation.with_steps(steps.open, Vec::new()));

@@ -25,7 +25,7 @@ pub enum Explanation {
     Executing {
         /// When this execution was started.
         since: Timestamp,
-        /// Steps that are under way, by name. Between two steps there is none.
+        /// Names of the steps that are under way, ascending. Between two steps there is none.
         steps: Vec<String>,
         /// Steps that wait, in memory: soon due, or beside steps that are under way.
         waiting: Vec<OpenStep>,
