@@ -223,13 +223,19 @@ pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
-/// A key in an error message.
-pub(crate) fn show(key: &[u8]) -> String {
-    let mut text = String::with_capacity(key.len() * 2);
-    for byte in key.iter().take(64) {
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
         // Writing to a string has no failure.
         let _ = write!(text, "{byte:02x}");
     }
+    text
+}
+
+/// A key in an error message.
+pub(crate) fn show(key: &[u8]) -> String {
+    let mut text = hex(&key[..key.len().min(64)]);
     if key.len() > 64 {
         text.push('…');
     }

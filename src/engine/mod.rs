@@ -249,21 +249,13 @@ impl Engine {
                 }
             }
             Event::Ended { run } => {
-                if let Some(executing) = self.executing.get_mut(&run) {
-                    executing.ended = true;
-                }
-                // Neither those who wait for it nor, its body being stopped, itself.
-                self.waits.retain(|waiter, targets| {
+                self.end_execution(run);
+                self.waits.retain(|_, targets| {
                     targets.retain(|target| target.run != run);
-                    *waiter != run && !targets.is_empty()
+                    !targets.is_empty()
                 });
             }
-            Event::Yielded { run } => {
-                if let Some(executing) = self.executing.get_mut(&run) {
-                    executing.ended = true;
-                }
-                self.waits.remove(&run);
-            }
+            Event::Yielded { run } => self.end_execution(run),
             Event::Continued { run, next } => self.succeed(run, next),
             Event::Stopped { run, generation } => self.stopped(run, generation),
             Event::Paused(paused) => self.paused = paused,
@@ -427,6 +419,14 @@ impl Engine {
 
     fn line(&mut self, job: JobNumber) -> &mut Line {
         self.lines.entry(job).or_default()
+    }
+
+    /// An execution writes no more, and its body, being stopped, waits for nobody.
+    fn end_execution(&mut self, run: RunId) {
+        if let Some(executing) = self.executing.get_mut(&run) {
+            executing.ended = true;
+        }
+        self.waits.remove(&run);
     }
 
     fn suspend(&mut self, sleeper: Sleeper) {

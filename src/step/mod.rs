@@ -32,6 +32,7 @@ pub use race::{StepRace, Won};
 pub use run::StepRun;
 pub use wait::StepWait;
 
+use crate::codec::keys::hex;
 use crate::id::RunId;
 use crate::job::JobResult;
 use crate::limits::{SIGNAL_NAME_BYTES_MAX, STEP_KEY_BYTES_MAX};
@@ -484,7 +485,6 @@ impl StepCx {
         let mut hasher = Sha256::new();
         hasher.update(self.execution.start.run.as_bytes());
         hasher.update(self.key.as_bytes());
-        let digest = hasher.finalize();
-        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hasher.finalize()[..16])
     }
 }

@@ -219,8 +219,7 @@ impl TestRuntime {
     ///
     /// # Errors
     /// [`Stuck`], if it waits for something that time does not bring.
-    pub async fn run_to_completion(&self, run: RunId) -> Result<Run, Stuck> {
-        let mut run = run;
+    pub async fn run_to_completion(&self, mut run: RunId) -> Result<Run, Stuck> {
         for _ in 0..STOPS_MAX {
             self.settle().await;
             if self.has_crashed() {

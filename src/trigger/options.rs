@@ -101,8 +101,8 @@ macro_rules! trigger_options {
 
             /// Leave at most this many runs that have never started waiting for each concurrency key of this trigger, from 0:
             /// one more is refused with [`Error::QueueFull`](crate::Error::QueueFull), and a batch whole. Without it, any
-            /// number. A run that finds the key free does not wait for it, a delayed one waits from its moment on, and a repeat of an
-            /// idempotency key is no new run.
+            /// number. A run that finds the key free does not wait for it, a delayed one waits from its moment on, and a
+            /// repeat of an idempotency key is no new run.
             pub fn max_queued(mut self, runs: u32) -> Self {
                 self.$($field).+.max_queued = Some(runs);
                 self

@@ -26,6 +26,7 @@ use super::Claimed;
 use super::execution::Execution;
 use super::logger::Logger;
 use super::run;
+use crate::codec::keys::hex;
 use crate::job::{JobError, JobResult};
 use work::{Mapping, map};
 
@@ -233,6 +234,6 @@ impl ItemCx {
         hasher.update(self.key.as_bytes());
         hasher.update(b"\0item\0");
         hasher.update((self.index as u64).to_be_bytes());
-        work::hex(&hasher.finalize()[..16])
+        hex(&hasher.finalize()[..16])
     }
 }

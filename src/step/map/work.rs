@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::writing::Writing;
 use super::{ItemCx, Mapped};
+use crate::codec::keys::hex;
 use crate::codec::records::ErrorRecord;
 use crate::codec::segment::{MapHeader, Segment, Stored};
 use crate::error::Error;
@@ -193,10 +194,6 @@ fn fingerprint<I: Serialize>(items: &[I]) -> JobResult<String> {
     }
     hashed.0.update(&hashed.1);
     Ok(hex(&hashed.0.finalize()[..16]))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What earlier executions, or an earlier call of this one, have stored.

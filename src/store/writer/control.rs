@@ -261,7 +261,8 @@ impl Writer {
     pub(super) fn purge(&mut self, turn: &mut Turn<'_>, purge: &Purge) -> Result<Result<Purged, Error>, Fault> {
         let before = keys::ended(purge.before, RunId::MIN);
         let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let keeping_up = PURGE_SLICE_BESIDE + PURGED_FOR_AN_END * turn.ends.len();
+        let ends = turn.ends.iter().filter(|(_, ended)| !matches!(ended, Ended::Deleted)).count();
+        let keeping_up = PURGE_SLICE_BESIDE + PURGED_FOR_AN_END * ends;
         let in_nobodys_way = self.bodies.is_empty() || self.undisturbed >= PURGE_UNDISTURBED;
         let beside = if in_nobodys_way { usize::MAX } else { keeping_up };
         let limit = purge.limit.min(beside);

@@ -18,6 +18,7 @@ use crate::suites::process::{die, on_threads, refuse_writes, say, told, with_bug
 const TRIGGERS: u32 = 40;
 /// Callers of one idempotency key at once.
 const BURST: usize = 64;
+
 /// Says when a body is gone, however it went.
 pub struct Entered(pub RunId, pub u32);
 

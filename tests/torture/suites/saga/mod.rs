@@ -1,4 +1,5 @@
-//! `kill -9` over runs that wait: a job that retries, pauses, takes signals, maps and calls another run survives it at every crash point.
+//! `kill -9` over runs that wait: a job that retries, pauses, takes signals, maps and calls another run survives it at every
+//! crash point.
 //!
 //! A case is one file and several lives of a child over it, ended as those of [`kill9`](super::kill9) are. Every saga is triggered under
 //! an idempotency key, is sent signals, and ends in the last life at the latest; the parent compares what the bodies reported
