@@ -18,7 +18,9 @@ pub(super) struct Relay {
 
 #[derive(Default)]
 struct Queue {
-    ops: VecDeque<Op>,
+    groups: VecDeque<Vec<Op>>,
+    /// Memory of groups that were answered.
+    spare: Vec<Op>,
     /// Its task is gone, with the runtime that it was of.
     closed: bool,
 }
@@ -34,7 +36,8 @@ impl Relay {
     pub(super) fn answer(&self, ops: &mut Vec<Op>) {
         let mut queue = self.queue();
         if !queue.closed {
-            queue.ops.extend(ops.drain(..));
+            let spare = std::mem::take(&mut queue.spare);
+            queue.groups.push_back(std::mem::replace(ops, spare));
             drop(queue);
             self.arrived.notify_one();
         }
@@ -55,21 +58,20 @@ struct Task(Arc<Relay>);
 
 impl Task {
     async fn run(self) {
-        let mut ops = VecDeque::new();
         loop {
-            let closed = {
+            let (ops, closed) = {
                 let mut queue = self.0.queue();
-                std::mem::swap(&mut queue.ops, &mut ops);
-                queue.closed
+                (queue.groups.pop_front(), queue.closed)
             };
-            if ops.is_empty() {
+            let Some(mut ops) = ops else {
                 if closed {
                     return;
                 }
                 self.0.arrived.notified().await;
                 continue;
-            }
+            };
             ops.drain(..).for_each(|op| op.settle(None));
+            self.0.queue().spare = ops;
             tokio::task::yield_now().await;
         }
     }
@@ -80,8 +82,8 @@ impl Drop for Task {
         let left = {
             let mut queue = self.0.queue();
             queue.closed = true;
-            std::mem::take(&mut queue.ops)
+            std::mem::take(&mut queue.groups)
         };
-        left.into_iter().for_each(|op| op.settle(None));
+        left.into_iter().flatten().for_each(|op| op.settle(None));
     }
 }

@@ -266,7 +266,7 @@ fn conclude(core: &Core, execution: &Execution, definition: &Definition, result:
     match result {
         Ok(output) => Some(Outcome::Completed(output)),
         Err(error) if error.kind() == ErrorKind::Panic => Some(Outcome::Failed(error.into_record())),
-        Err(_) if execution.cancelled.is_cancelled() => None,
+        Err(_) if execution.is_cancelled() => None,
         // Told to stop, it failed: that is no outcome.
         Err(_) if execution.means.draining.is_cancelled() && !core.config.hooks.plants(Bug::DrainedFails) => {
             Some(Outcome::HandedBack)

@@ -48,7 +48,13 @@ pub(crate) struct Told {
 #[derive(Debug, Clone)]
 pub(crate) enum What {
     Kind(Box<EventKind>),
-    /// A step's outcome, on its way to the disk.
+    /// A step's outcome, on its way to the disk in the group's row: which of the group's changes to steps it is.
+    Staged {
+        index: u32,
+        duration: Duration,
+        at: usize,
+    },
+    /// A step's outcome that is too large for the group's row.
     Checkpoint(StepTold),
     /// A step's outcome that is on disk; its key, and its error if it has one, are read from the record.
     Recorded {
@@ -76,6 +82,8 @@ impl Told {
     fn kind(&self) -> EventKind {
         let (index, duration, record) = match &self.what {
             What::Kind(kind) => return EventKind::clone(kind),
+            // Told of only once its row is on disk.
+            What::Staged { index, duration, .. } => (*index, *duration, Bytes::new()),
             What::Checkpoint(told) => (told.index, told.duration, Bytes::copy_from_slice(&told.record)),
             What::Recorded { index, duration, record, .. } => (*index, *duration, record.clone()),
         };
@@ -103,6 +111,7 @@ impl Buffered for Told {
     fn bytes(&self) -> usize {
         let what = match &self.what {
             What::Kind(kind) => kind.bytes(),
+            What::Staged { .. } => 0,
             What::Checkpoint(step) => step.step.len() + step.record.len(),
             What::Recorded { held, .. } => *held,
         };

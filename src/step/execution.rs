@@ -51,6 +51,8 @@ pub(crate) struct Execution {
     pub(crate) start: Arc<Start>,
     pub(crate) means: Means,
     pub(crate) cancelled: CancellationToken,
+    /// The same, for the look at every step: the token takes a lock.
+    is_cancelled: AtomicBool,
     /// Someone holds the token, so the body gets its grace after a cancel.
     watched: AtomicBool,
     /// How the job's steps are tried again that say nothing themselves.
@@ -100,6 +102,9 @@ impl Drop for Alive {
         }
     }
 }
+
+/// Room for so many steps is made at once: to grow there step by step costs more.
+const STEPS_EXPECTED: usize = 14;
 
 #[derive(Default)]
 struct Steps {
@@ -179,6 +184,7 @@ impl Execution {
             start,
             means,
             cancelled: CancellationToken::new(),
+            is_cancelled: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             retry: OnceLock::new(),
             steps: Mutex::default(),
@@ -197,11 +203,17 @@ impl Execution {
 
     /// Tells the body that its run is cancelled.
     pub(crate) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
         self.cancelled.cancel();
         self.signals.raise(Signal::Cancelled);
         if self.parked.load(Ordering::Relaxed) > 0 {
             self.stuck();
         }
+    }
+
+    /// Whether the body was told that its run is cancelled.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::SeqCst)
     }
 
     /// Tells the body that something which its steps may wait for is on disk.
@@ -238,7 +250,7 @@ impl Execution {
             return None;
         }
         let steps = self.steps();
-        if steps.parked.values().any(|parked| parked.told) || self.cancelled.is_cancelled() {
+        if steps.parked.values().any(|parked| parked.told) || self.is_cancelled() {
             return None;
         }
         let due = steps.parked.values().filter_map(|parked| parked.open.due).min();
@@ -368,6 +380,9 @@ impl Execution {
                 steps.next_index - 1
             }
         };
+        if steps.in_use.capacity() == 0 {
+            steps.in_use.reserve(STEPS_EXPECTED);
+        }
         steps.in_use.insert(key.clone(), at);
         drop(steps);
         self.set_busy(true);
@@ -458,7 +473,7 @@ impl Execution {
 
     /// A step can't go on, since its run is cancelled. Without anyone who watches for that, the rest of the grace is no use.
     pub(super) fn stuck(&self) {
-        if self.cancelled.is_cancelled() && !self.watched.load(Ordering::Relaxed) {
+        if self.is_cancelled() && !self.watched.load(Ordering::Relaxed) {
             self.judge(Verdict::Over);
         }
     }
@@ -470,7 +485,7 @@ impl Execution {
 
     /// Whether an error must not be recorded, since the body was told to stop.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.cancelled.is_cancelled() || self.means.draining.is_cancelled()
+        self.is_cancelled() || self.means.draining.is_cancelled()
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -49,7 +49,7 @@ impl Logger {
 
     fn write(&self, level: LogLevel, message: String, fields: impl Serialize) {
         let execution = &self.execution;
-        if execution.is_over() || execution.cancelled.is_cancelled() {
+        if execution.is_over() || execution.is_cancelled() {
             return;
         }
         let message = cut(message, ERROR_TEXT_BYTES_MAX);
@@ -96,7 +96,7 @@ impl<'s> ProgressReport<'s> {
     }
 
     fn is_heard(&self) -> bool {
-        !self.execution.is_over() && !self.execution.cancelled.is_cancelled()
+        !self.execution.is_over() && !self.execution.is_cancelled()
     }
 
     fn note(&self) {

@@ -119,7 +119,7 @@ impl<'a, T: Send + 'a> Future for StepRace<'a, T> {
 }
 
 fn begin<'a, T: Send + 'a>(ticket: Ticket, arms: Arms<'a, T>) -> State<'a, T> {
-    if ticket.execution.cancelled.is_cancelled() {
+    if ticket.execution.is_cancelled() {
         ticket.execution.stuck();
         return State::Never;
     }
@@ -174,7 +174,7 @@ async fn race<T>(mut ticket: Ticket, mut arms: Arms<'_, T>) -> JobResult<Won<T>>
     let execution = &ticket.execution;
     if result.is_err() && execution.is_stopping() {
         // Told to stop, it failed: that decides nothing.
-        match execution.cancelled.is_cancelled() {
+        match execution.is_cancelled() {
             true => execution.stuck(),
             false => execution.judge(Verdict::HandedBack),
         }

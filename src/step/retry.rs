@@ -105,7 +105,7 @@ pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Times
 pub(super) async fn due(mut ticket: Ticket) -> Ticket {
     let open = ticket.tried().and_then(|record| record.open.clone()).unwrap_or_default();
     park(&mut ticket, open, 0).await;
-    if ticket.execution.cancelled.is_cancelled() {
+    if ticket.execution.is_cancelled() {
         ticket.execution.stuck();
         return never().await;
     }

@@ -171,7 +171,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
                 }
                 State::Never => return Poll::Pending,
                 _ => match state.take() {
-                    State::Called(ticket, _) if ticket.execution.cancelled.is_cancelled() => {
+                    State::Called(ticket, _) if ticket.execution.is_cancelled() => {
                         // Nothing may be recorded any more, and nothing recorded be gone on from.
                         ticket.execution.stuck();
                         State::Never
@@ -283,7 +283,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Try<'a, T> {
         let execution = &ticket.execution;
         if result.is_err() && execution.is_stopping() {
             // Told to stop, it failed: that is no outcome. The run is handed back, or is cancelled already.
-            if execution.cancelled.is_cancelled() {
+            if execution.is_cancelled() {
                 let (step, index) = (&ticket.key, ticket.index);
                 execution.tell(|| EventKind::StepCancelled { step: step.clone(), index });
                 execution.stuck();
@@ -488,7 +488,7 @@ fn poll_recorded(ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<Option<StepT
         (Ok(Accepted::Recorded), Some(handed)) => Some(handed.told),
         _ => {
             let (execution, step, index) = (&ticket.execution, &ticket.key, ticket.index);
-            if execution.cancelled.is_cancelled() {
+            if execution.is_cancelled() {
                 execution.tell(|| EventKind::StepCancelled { step: step.clone(), index });
             }
             execution.stuck();

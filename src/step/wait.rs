@@ -133,7 +133,7 @@ impl<'a, T: DeserializeOwned + Send + 'a> Future for StepWait<'a, T> {
 
 fn begin<'a, T: DeserializeOwned + Send + 'a>(ticket: Ticket, wanted: Wanted, span: Span) -> Boxed<'a, T> {
     let execution = &ticket.execution;
-    if execution.cancelled.is_cancelled() {
+    if execution.is_cancelled() {
         execution.stuck();
         return Box::pin(never());
     }

@@ -19,7 +19,7 @@ use super::journal::{self, Row, RowBuilder};
 use super::pace::Pace;
 use super::stage::Stage;
 use super::tables::{BLOBS, FORMAT_VERSION, JOURNAL, META, Table, meta};
-use super::tail::{Live, Tail};
+use super::tail::{LiveChange, Tail};
 use super::view::View;
 use crate::codec::{BlobRef, Corrupted};
 use crate::hooks::{Bug, Failpoint};
@@ -233,7 +233,7 @@ impl Disk {
         stage: &Stage,
         events: u64,
         last_id: RunId,
-        live: Vec<(RunId, Option<Live>)>,
+        live: &mut Vec<(RunId, LiveChange)>,
     ) -> Result<Option<Row>, Fault> {
         debug_assert!(events == 0 || !stage.is_empty(), "numbers that no row would keep");
         let group = self.next_group;
@@ -297,7 +297,7 @@ impl Disk {
                 tail.add(group, row, now);
             }
             tail.set_sequence(next_sequence - 1);
-            live.into_iter().for_each(|(run, live)| tail.set_live(run, live));
+            live.drain(..).for_each(|(run, live)| tail.set_live(run, live));
             round
         });
         if row.is_some() {
@@ -317,7 +317,9 @@ impl Disk {
         let now = self.clock.monotonic();
         let shared = self.shared.clone();
         shared.read_tail(|tail| {
-            if self.fold.is_none() && self.due(tail, now) {
+            if self.fold.is_none() && self.is_long(tail) {
+                self.fold = Round::over_older_half(tail);
+            } else if self.fold.is_none() && self.is_old(tail, now) {
                 self.fold = Round::over(tail);
             }
             let Some(round) = &self.fold else { return Ok(None) };
@@ -330,19 +332,23 @@ impl Disk {
         })
     }
 
-    fn due(&self, tail: &Tail, now: std::time::Duration) -> bool {
-        let long = self.options.hooks.fold_bytes().unwrap_or(TAIL_BYTES_FOLD);
-        tail.bytes() >= long || tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
+    fn is_long(&self, tail: &Tail) -> bool {
+        tail.bytes() >= self.options.hooks.fold_bytes().unwrap_or(TAIL_BYTES_FOLD)
+    }
+
+    fn is_old(&self, tail: &Tail, now: std::time::Duration) -> bool {
+        tail.oldest().is_some_and(|at| now.saturating_sub(at) >= TAIL_AGE_FOLD)
     }
 
     /// Brings the counters of executing runs up to date where no commit carries them.
-    pub(crate) fn set_live(&self, live: Vec<(RunId, Option<Live>)>) {
+    pub(crate) fn set_live(&self, live: Vec<(RunId, LiveChange)>) {
         self.shared.write_tail(|tail| live.into_iter().for_each(|(run, live)| tail.set_live(run, live)));
     }
 
     /// Whether a commit should come even if there is nothing to write, to get on with folding.
     pub(crate) fn wants_folding(&self) -> bool {
-        self.fold.is_some() || self.shared.read_tail(|tail| self.due(tail, self.clock.monotonic()))
+        self.fold.is_some()
+            || self.shared.read_tail(|tail| self.is_long(tail) || self.is_old(tail, self.clock.monotonic()))
     }
 
     pub(super) fn sleep(&self, time: std::time::Duration) {
@@ -365,7 +371,7 @@ impl Disk {
             if self.fold.is_none() {
                 self.fold = self.shared.read_tail(Round::over);
             }
-            self.commit(&Stage::default(), 0, RunId::MIN, Vec::new())?;
+            self.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new())?;
         }
         Ok(())
     }

@@ -103,7 +103,17 @@ pub(crate) struct Watermark {
 impl Round {
     /// A round over all that the tail holds now.
     pub(crate) fn over(tail: &Tail) -> Option<Round> {
-        tail.newest_group().map(|upto| Round { upto, phase: Phase::Rows { table: 0, after: None } })
+        tail.newest_group().map(Round::upto)
+    }
+
+    /// A round over the older half of it. By then most runs that wrote there have written all they will, and what they wrote
+    /// since goes along: their blocks are made once, and not made again for what the next round brings.
+    pub(crate) fn over_older_half(tail: &Tail) -> Option<Round> {
+        tail.middle_group().map(Round::upto)
+    }
+
+    fn upto(upto: u64) -> Round {
+        Round { upto, phase: Phase::Rows { table: 0, after: None } }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -233,20 +243,25 @@ impl Slice {
         (first_run, first_index): (RunId, u32),
         size: Size,
     ) -> Result<(), Fault> {
-        let upto = self.next.upto;
+        let round = self.next.upto;
         let (mut rows, mut bytes) = (0, 0);
         let mut target = None;
         let mut freed = Vec::new();
         let mut next = Phase::Orphans { from: 0 };
         let mut folder = Folder::default();
+        let mut slots: Vec<&StepSlot> = Vec::new();
         for (run, steps) in tail.steps_from(first_run) {
             let from = if run == first_run { first_index } else { 0 };
             if rows >= size.rows || bytes >= size.bytes {
                 next = Phase::Steps { run, index: from };
                 break;
             }
-            let cleared = steps.cleared().is_some_and(|group| group <= upto);
-            let mut slots: Vec<&StepSlot> = Vec::new();
+            // A step that is due takes the run's others along. None of them is older than a clearing, so no clearing that is
+            // still to come takes them away again.
+            let is_due = steps.slots().iter().any(|slot| slot.group <= round);
+            let upto = tail.newest_group().filter(|_| is_due).unwrap_or(round);
+            let cleared = steps.cleared().is_some_and(|group| group <= round);
+            slots.clear();
             let due = steps.slots().iter().filter(|slot| slot.index >= from && slot.group <= upto);
             for slot in due {
                 if rows >= size.rows || bytes >= size.bytes {
@@ -267,7 +282,7 @@ impl Slice {
             }
             folder.fold(table, run, &slots, &mut freed)?;
             let range = slots.first().zip(slots.last()).map(|(first, last)| (first.index, last.index));
-            self.steps.push(Folded { run, cleared, range });
+            self.steps.push(Folded { run, cleared, range, upto });
             if matches!(next, Phase::Steps { .. }) {
                 break;
             }
@@ -287,7 +302,7 @@ impl Slice {
             tail.folded(table, key, group);
         }
         for done in &self.steps {
-            tail.folded_steps(done, self.next.upto);
+            tail.folded_steps(done);
         }
         if let Some(upto) = self.removed_upto {
             tail.removed(upto);

@@ -3,7 +3,6 @@
 //! Any number of threads push, the writer takes everything there is at once: one lock a group. What is waiting is bounded
 //! before it gets here, by admission for calls from outside and by the number of executing runs for the rest.
 
-use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ pub(crate) struct Inbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    ops: VecDeque<Op>,
+    ops: Vec<Op>,
     /// The writer sleeps until there are so many.
     awaited: Option<usize>,
     closed: bool,
@@ -31,7 +30,7 @@ impl Inbox {
         if queue.closed {
             return Some(op);
         }
-        queue.ops.push_back(op);
+        queue.ops.push(op);
         if queue.awaited.is_some_and(|awaited| queue.ops.len() >= awaited) {
             self.arrived.notify_one();
         }
@@ -39,7 +38,7 @@ impl Inbox {
     }
 
     /// Moves everything there is to `ops`, waiting up to `timeout` for the first if there is nothing.
-    pub(crate) fn take(&self, ops: &mut VecDeque<Op>, timeout: Option<Duration>) {
+    pub(crate) fn take(&self, ops: &mut Vec<Op>, timeout: Option<Duration>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.ops.is_empty() && timeout != Some(Duration::ZERO) {
             queue.awaited = Some(1);
@@ -63,7 +62,7 @@ impl Inbox {
     }
 
     /// Moves to `ops` what comes until there are `wanted` of them, or `timeout` is over.
-    pub(crate) fn linger(&self, ops: &mut VecDeque<Op>, wanted: usize, timeout: Duration) {
+    pub(crate) fn linger(&self, ops: &mut Vec<Op>, wanted: usize, timeout: Duration) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = wanted.saturating_sub(ops.len());
         if queue.ops.len() < missing {
@@ -80,7 +79,7 @@ impl Inbox {
     }
 
     /// Refuses what comes from here on, and gives what had come.
-    pub(crate) fn close(&self) -> VecDeque<Op> {
+    pub(crate) fn close(&self) -> Vec<Op> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.closed = true;
         std::mem::take(&mut queue.ops)

@@ -46,10 +46,10 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The values of the row's records of steps, in order; `None` for what removes some.
-    pub(crate) fn steps(&self) -> impl Iterator<Item = Option<Bytes>> + '_ {
-        let steps = self.entries.iter().filter(|entry| entry.table == Table::Steps);
-        steps.map(|entry| Some(self.bytes.slice(entry.value.clone()?)))
+    /// The record that the change number `at` of the row's `steps` changes to steps puts. They are the last of the row.
+    pub(crate) fn step(&self, steps: usize, at: usize) -> Option<Bytes> {
+        let entry = self.entries.get(self.entries.len().checked_sub(steps)? + at)?;
+        Some(self.bytes.slice(entry.value.clone()?))
     }
 
     /// The values that the row puts.

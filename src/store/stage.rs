@@ -106,11 +106,12 @@ impl Stage {
         self.set(table, key.into(), Slot { group: 0, value: None, fresh: false });
     }
 
-    /// Changes the steps of a run.
-    pub(crate) fn change_steps(&mut self, run: RunId, change: Change<Arc<[u8]>>) {
+    /// Changes the steps of a run. Gives the change's number among those of the group.
+    pub(crate) fn change_steps(&mut self, run: RunId, change: Change<Arc<[u8]>>) -> usize {
         self.rows += 1;
         self.bytes += RunId::BYTES + 4 + if let Change::Put(_, value) = &change { value.len() } else { 0 };
         self.steps.push((run, change));
+        self.steps.len() - 1
     }
 
     fn set(&mut self, table: Table, key: Key, slot: Slot) {
@@ -140,12 +141,20 @@ impl Stage {
         self.rows
     }
 
+    /// The record that a change to steps puts; empty for others.
+    pub(crate) fn record(&self, at: usize) -> &[u8] {
+        match self.steps.get(at) {
+            Some((_, Change::Put(_, record))) => record,
+            _ => &[],
+        }
+    }
+
     /// What the group does to the steps of a run.
     pub(crate) fn steps_of(&self, run: RunId) -> impl DoubleEndedIterator<Item = &Change<Arc<[u8]>>> {
         self.steps.iter().filter(move |(of, _)| *of == run).map(|(_, change)| change)
     }
 
-    pub(crate) fn steps(&self) -> impl Iterator<Item = (Key, Option<&[u8]>)> {
+    pub(crate) fn steps(&self) -> impl ExactSizeIterator<Item = (Key, Option<&[u8]>)> {
         self.steps.iter().map(|(run, change)| match change {
             Change::Put(index, value) => (keys::of_run(*run, *index), Some(&value[..])),
             Change::Remove(index) => (keys::of_run(*run, *index), None),

@@ -22,6 +22,9 @@ use crate::id::RunId;
 /// A block of about this many bytes takes no more steps at its end; the next begins a new one.
 const BLOCK_BYTES: usize = 1 << 10;
 
+/// A run with one step in the tail is likely to get more: room for so many costs less than to grow twice.
+const SLOTS_MIN: usize = 8;
+
 /// A step by its index, and its record.
 pub(crate) type Indexed = (u32, Bytes);
 
@@ -85,6 +88,9 @@ impl TailSteps {
         };
         let slot = StepSlot { index, group, value };
         if self.slots.last().is_none_or(|last| last.index < index) {
+            if self.slots.capacity() == 0 {
+                self.slots.reserve(SLOTS_MIN);
+            }
             return self.slots.push(slot);
         }
         match self.slots.binary_search_by_key(&index, |slot| slot.index) {
@@ -96,12 +102,12 @@ impl TailSteps {
         }
     }
 
-    /// The steps of `range` are in the table now, as of group `upto`; so is the clearing, if it was among what was folded.
-    pub(crate) fn folded(&mut self, done: &Folded, upto: u64) {
+    /// These steps are in the table now; so is the clearing, if it was among what was folded.
+    pub(crate) fn folded(&mut self, done: &Folded) {
         if done.cleared {
-            self.cleared = self.cleared.filter(|group| *group > upto);
+            self.cleared = self.cleared.filter(|group| *group > done.upto);
         }
-        self.slots.retain(|slot| slot.group > upto || !done.covers(slot.index));
+        self.slots.retain(|slot| slot.group > done.upto || !done.covers(slot.index));
     }
 }
 
@@ -112,6 +118,8 @@ pub(crate) struct Folded {
     pub(crate) cleared: bool,
     /// From the first index to the last, where there were any.
     pub(crate) range: Option<(u32, u32)>,
+    /// Those recorded up to this group.
+    pub(crate) upto: u64,
 }
 
 impl Folded {
@@ -140,16 +148,23 @@ pub(crate) fn read_block(key: &[u8], block: &Bytes) -> Result<Vec<Indexed>, Corr
 fn write_block(steps: &[Indexed]) -> Vec<u8> {
     let mut block = Vec::with_capacity(size_of_block(steps));
     for (index, record) in steps {
-        block.extend_from_slice(&index.to_le_bytes());
-        // Limits keep records far below 4 GiB.
-        block.extend_from_slice(&(record.len() as u32).to_le_bytes());
-        block.extend_from_slice(record);
+        push_step(&mut block, *index, record);
     }
     block
 }
 
+/// Bytes of a step in a block, beside its record.
+const STEP_HEADER: usize = 8;
+
+fn push_step(block: &mut Vec<u8>, index: u32, record: &[u8]) {
+    block.extend_from_slice(&index.to_le_bytes());
+    // Limits keep records far below 4 GiB.
+    block.extend_from_slice(&(record.len() as u32).to_le_bytes());
+    block.extend_from_slice(record);
+}
+
 fn size_of_block(steps: &[Indexed]) -> usize {
-    steps.iter().map(|(_, record)| 8 + record.len()).sum()
+    steps.iter().map(|(_, record)| STEP_HEADER + record.len()).sum()
 }
 
 /// Removes every block of a run. Blobs that they refer to go to `freed`, but for those that `kept` refers to: where a crash
@@ -218,18 +233,23 @@ impl Folder {
 
     /// The first blocks of a run.
     fn begin(&mut self, run: RunId, slots: &[&StepSlot]) {
-        let mut steps: Vec<Indexed> = Vec::new();
-        let mut bytes = 0;
-        for slot in slots {
-            let Some(value) = &slot.value else { continue };
-            if bytes >= BLOCK_BYTES {
-                self.new.extend(steps.first().map(|(first, _)| (keys::of_run(run, *first), write_block(&steps))));
-                (bytes, _) = (0, steps.clear());
+        let mut steps = slots.iter().filter_map(|slot| Some((slot.index, slot.value.as_ref()?))).peekable();
+        while let Some((first, _)) = steps.peek() {
+            let key = keys::of_run(run, *first);
+            let mut size = 0;
+            // Its size is known before it is written: memory that grows is copied.
+            for (_, value) in steps.clone() {
+                size += STEP_HEADER + value.len();
+                if size >= BLOCK_BYTES {
+                    break;
+                }
             }
-            bytes += 8 + value.len();
-            steps.push((slot.index, value.clone()));
+            let mut block = Vec::with_capacity(size);
+            while let Some((index, value)) = steps.next_if(|_| block.len() < size) {
+                push_step(&mut block, index, value);
+            }
+            self.new.push((key, block));
         }
-        self.new.extend(steps.first().map(|(first, _)| (keys::of_run(run, *first), write_block(&steps))));
     }
 
     /// Writes what is left. Without it nothing is lost but what was to be folded.
@@ -289,13 +309,13 @@ impl Block {
         let found = self.steps.binary_search_by_key(&index, |(index, _)| *index);
         if let Ok(at) = found {
             let (_, old) = self.steps.remove(at);
-            self.bytes -= 8 + old.len();
+            self.bytes -= STEP_HEADER + old.len();
             let blob = BlobRef::of(&old);
             freed.extend(blob.filter(|blob| value.as_deref().and_then(BlobRef::of) != Some(*blob)).map(|blob| blob.id));
         }
         if let Some(value) = value {
             let (Ok(at) | Err(at)) = found;
-            self.bytes += 8 + value.len();
+            self.bytes += STEP_HEADER + value.len();
             self.steps.insert(at, (index, value));
         }
     }

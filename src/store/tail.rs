@@ -5,6 +5,9 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,24 +37,57 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     layers: [Layer; Table::ALL.len()],
-    /// Steps have no layer.
-    steps: BTreeMap<RunId, TailSteps>,
+    /// Steps have no layer. Boxed, so that the way to a run's leads through little memory.
+    steps: BTreeMap<RunId, Box<TailSteps>>,
     groups: VecDeque<Group>,
     bytes: usize,
     /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
     orphans: Vec<(u64, u64)>,
     /// What changes with every step of an executing run and is never rewritten on disk.
-    live: BTreeMap<RunId, Live>,
+    live: BTreeMap<RunId, Arc<Live>>,
     /// The sequence of the last committed event.
     sequence: u64,
 }
 
-/// The counters of an executing run as of the last commit.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
+/// The counters of an executing run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counters {
     pub(crate) steps_completed: u32,
     pub(crate) step_index: u32,
     pub(crate) updated_at: Timestamp,
+}
+
+/// Those of the last commit, found from the tail by readers and from the body by the writer. Written and read with the tail
+/// locked, so that they are of one commit.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    steps_completed: AtomicU32,
+    step_index: AtomicU32,
+    updated_at: AtomicU64,
+}
+
+impl Live {
+    fn get(&self) -> Counters {
+        Counters {
+            steps_completed: self.steps_completed.load(Relaxed),
+            step_index: self.step_index.load(Relaxed),
+            updated_at: Timestamp::from_millis(self.updated_at.load(Relaxed)),
+        }
+    }
+
+    fn set(&self, counters: Counters) {
+        self.steps_completed.store(counters.steps_completed, Relaxed);
+        self.step_index.store(counters.step_index, Relaxed);
+        self.updated_at.store(counters.updated_at.as_millis(), Relaxed);
+    }
+}
+
+/// What a commit changes about which runs execute, and how far they are.
+#[derive(Debug)]
+pub(crate) enum LiveChange {
+    Began(Arc<Live>),
+    Counts(Arc<Live>, Counters),
+    Ended,
 }
 
 #[derive(Debug)]
@@ -84,6 +120,16 @@ impl Tail {
         self.groups.back().map(|group| group.number)
     }
 
+    /// The group up to which lies the older half of the bytes.
+    pub(crate) fn middle_group(&self) -> Option<u64> {
+        let mut bytes = 0;
+        let older = |group: &&Group| {
+            bytes += group.bytes;
+            2 * bytes >= self.bytes
+        };
+        self.groups.iter().find(older).map(|group| group.number)
+    }
+
     pub(crate) fn oldest_group(&self) -> Option<u64> {
         self.groups.front().map(|group| group.number)
     }
@@ -96,8 +142,8 @@ impl Tail {
         self.sequence = sequence;
     }
 
-    pub(crate) fn live(&self, run: RunId) -> Option<&Live> {
-        self.live.get(&run)
+    pub(crate) fn live(&self, run: RunId) -> Option<Counters> {
+        self.live.get(&run).map(|live| live.get())
     }
 
     /// The greatest executing run up to one.
@@ -115,21 +161,22 @@ impl Tail {
     }
 
     /// Brings an executing run's counters up to date, or forgets them.
-    pub(crate) fn set_live(&mut self, run: RunId, live: Option<Live>) {
-        match live {
-            Some(live) => self.live.insert(run, live),
-            None => self.live.remove(&run),
-        };
+    pub(crate) fn set_live(&mut self, run: RunId, change: LiveChange) {
+        match change {
+            LiveChange::Began(live) => drop(self.live.insert(run, live)),
+            LiveChange::Counts(live, counters) => live.set(counters),
+            LiveChange::Ended => drop(self.live.remove(&run)),
+        }
     }
 
     /// What the tail has of a run's steps.
     pub(crate) fn steps_of(&self, run: RunId) -> Option<&TailSteps> {
-        self.steps.get(&run)
+        self.steps.get(&run).map(|steps| &**steps)
     }
 
     /// The runs that the tail has steps of, in order, from one on.
     pub(crate) fn steps_from(&self, run: RunId) -> impl Iterator<Item = (RunId, &TailSteps)> {
-        self.steps.range(run..).map(|(run, steps)| (*run, steps))
+        self.steps.range(run..).map(|(run, steps)| (*run, &**steps))
     }
 
     /// Takes up a committed row.
@@ -180,10 +227,10 @@ impl Tail {
         }
     }
 
-    /// Steps of a run were folded, as of group `upto`.
-    pub(crate) fn folded_steps(&mut self, done: &Folded, upto: u64) {
+    /// Steps of a run were folded.
+    pub(crate) fn folded_steps(&mut self, done: &Folded) {
         if let Some(steps) = self.steps.get_mut(&done.run) {
-            steps.folded(done, upto);
+            steps.folded(done);
             if steps.is_empty() {
                 self.steps.remove(&done.run);
             }

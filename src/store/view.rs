@@ -16,7 +16,7 @@ use super::Fault;
 use super::stage::{self, Stage};
 use super::steps::{Change, Indexed, TailSteps, read_block};
 use super::tables::{BLOBS, Table};
-use super::tail::{Live, Slot, Tail};
+use super::tail::{Counters, Slot, Tail};
 use crate::codec::keys::{self, Key};
 use crate::codec::{BlobRef, Corrupted};
 use crate::id::RunId;
@@ -112,7 +112,7 @@ impl<'a> View<'a> {
     }
 
     /// The counters of an executing run.
-    pub(crate) fn live(&self, run: RunId) -> Option<&Live> {
+    pub(crate) fn live(&self, run: RunId) -> Option<Counters> {
         self.tail.live(run)
     }
 

@@ -112,7 +112,7 @@ where
     Fut: Future<Output = JobResult<T>>,
 {
     let execution = ticket.execution.clone();
-    if execution.cancelled.is_cancelled() {
+    if execution.is_cancelled() {
         execution.stuck();
         return never().await;
     }
@@ -395,7 +395,7 @@ where
         return Some(ErrorRecord { message, step: Some(key.to_string()), ..error });
     }
     if work.done < work.outputs.len() {
-        match execution.cancelled.is_cancelled() {
+        match execution.is_cancelled() {
             true => execution.stuck(),
             false => execution.judge(Verdict::HandedBack),
         }

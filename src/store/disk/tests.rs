@@ -28,6 +28,8 @@ enum Act {
     Steps(Vec<(u128, u32, Option<usize>)>),
     /// A round over all that the tail holds begins, if none is under way.
     BeginRound,
+    /// The same over the older half of it.
+    BeginHalfRound,
     /// Empty commits, each a slice.
     Slices(usize),
     FoldAll,
@@ -47,7 +49,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         8 => proptest::collection::vec(change, 1..6).prop_map(Act::Commit),
         8 => proptest::collection::vec(step, 1..8).prop_map(Act::Steps),
-        3 => Just(Act::BeginRound),
+        2 => Just(Act::BeginRound),
+        2 => Just(Act::BeginHalfRound),
         5 => (1..4usize).prop_map(Act::Slices),
         1 => Just(Act::FoldAll),
         1 => Just(Act::Reopen),
@@ -94,10 +97,11 @@ impl Pair {
         match act {
             Act::Commit(changes) => self.commit(changes, changes.len() as u64 % 3),
             Act::Steps(changes) => self.change_steps(changes),
-            Act::BeginRound => {
+            Act::BeginRound | Act::BeginHalfRound => {
                 let disk = self.disk();
                 if disk.fold.is_none() {
-                    disk.fold = disk.shared.read_tail(Round::over);
+                    let over = if let Act::BeginRound = act { Round::over } else { Round::over_older_half };
+                    disk.fold = disk.shared.read_tail(over);
                 }
             }
             Act::Slices(count) => (0..*count).for_each(|_| self.commit(&[], 0)),
@@ -178,7 +182,7 @@ impl Pair {
         self.sequence += events;
         let id = RunId::numbered(self.id);
         let group = self.disk().next_group();
-        self.disk().commit(stage, events, id, Vec::new()).expect("commits");
+        self.disk().commit(stage, events, id, &mut Vec::new()).expect("commits");
         assert_eq!(self.disk().has_group(group), !stage.is_empty());
     }
 
@@ -414,12 +418,12 @@ fn folding_begins_with_age_and_with_size() {
     let mut disk = Disk::open(medium, OpenOptions::default(), clock.clone(), false).expect("opens");
     let mut stage = Stage::default();
     stage.put(Table::Runs, &[1][..], vec![1; 10]);
-    disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
+    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
     assert!(disk.has_tail() && !disk.wants_folding());
     clock.0.store(TAIL_AGE_FOLD.as_secs(), Ordering::Relaxed);
     assert!(disk.wants_folding());
     while disk.wants_folding() {
-        disk.commit(&Stage::default(), 0, RunId::MIN, Vec::new()).expect("commits");
+        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new()).expect("commits");
     }
     assert!(!disk.has_tail());
 
@@ -427,7 +431,7 @@ fn folding_begins_with_age_and_with_size() {
     for key in 0..=(TAIL_BYTES_FOLD / INLINE_BYTES_MAX) as u32 {
         stage.insert(Table::Runs, &key.to_be_bytes()[..], vec![1; INLINE_BYTES_MAX]);
     }
-    disk.commit(&stage, 0, RunId::MIN, Vec::new()).expect("commits");
+    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
     assert!(disk.wants_folding() && !disk.must_fold());
 }
 
@@ -464,4 +468,34 @@ fn steps_that_come_late_or_twice_have_one_place() {
             play(1, &acts);
         }
     }
+}
+
+/// Blocks of steps that the table has.
+fn blocks(disk: &Disk) -> u64 {
+    let view = disk.shared().view().expect("a view");
+    let table = view.snapshot().expect("a snapshot").open_table(Table::Steps.definition()).expect("opens");
+    table.len().expect("counts")
+}
+
+#[test]
+fn a_round_takes_all_that_a_run_has_once_it_takes_some_of_it() {
+    let medium = Medium::Memory(SharedMemory::default());
+    let mut disk = Disk::open(medium, OpenOptions::default(), Arc::new(SystemClock::default()), false).expect("opens");
+    let record: Arc<[u8]> = vec![1; 100].into();
+    // The second run begins in the younger half.
+    for (run, index) in [(1, 0), (1, 1), (1, 2), (2, 0)] {
+        let mut stage = Stage::default();
+        stage.change_steps(RunId::numbered(run), Change::Put(index, record.clone()));
+        disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    }
+    disk.fold = disk.shared.read_tail(Round::over_older_half);
+    while disk.fold.is_some() {
+        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    }
+    disk.shared.read_tail(|tail| {
+        assert!(tail.steps_of(RunId::numbered(1)).is_none());
+        assert_eq!(tail.steps_of(RunId::numbered(2)).map(|steps| steps.slots().len()), Some(1));
+        assert_eq!(tail.oldest_group(), Some(3), "the younger half stays in the journal");
+    });
+    assert_eq!(blocks(&disk), 1);
 }

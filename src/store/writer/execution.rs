@@ -15,12 +15,14 @@ use crate::hooks::Bug;
 use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{
-    LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_FOR_A_REPLAY, STARTS_MAX, UNUSED_STEPS_MAX,
+    INLINE_BYTES_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, OUTPUT_WITH_STATE_BYTES_MAX, STARTS_FOR_A_REPLAY, STARTS_MAX,
+    UNUSED_STEPS_MAX,
 };
 use crate::run::RunStatus;
 use crate::store::op::{Accepted, Checkpoint, End, Notes, NotesOf, Outcome};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
+use crate::store::tail::LiveChange;
 use crate::time::Timestamp;
 
 impl Writer {
@@ -94,10 +96,11 @@ impl Writer {
         })));
         let job = record.job;
         let generation = claim.generation;
-        let body =
-            Body { generation, job, subject, record, state, since: turn.now, checkpointed: false, news: Some(0) };
-        turn.live.push((run, Some(body.live())));
-        self.bodies.insert(run, body);
+        let (since, live) = (turn.now, Arc::default());
+        let body = Body { generation, job, subject, record, state, since, checkpointed: false, news: Some(0), live };
+        turn.live.push((run, LiveChange::Began(body.live.clone())));
+        turn.live.push((run, body.live()));
+        self.bodies.insert(run, Box::new(body));
     }
 
     pub(super) fn move_status(&mut self, turn: &mut Turn<'_>, run: RunId, from: RunStatus, to: RunStatus, fresh: bool) {
@@ -112,7 +115,7 @@ impl Writer {
     /// Whether a lease may write, and the body it is of.
     pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
         // A body is here for as long as the engine's fence holds for its lease: one search is enough.
-        self.bodies.get_mut(&run).filter(|body| body.generation == generation)
+        self.bodies.get_mut(&run).map(|body| &mut **body).filter(|body| body.generation == generation)
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
@@ -121,16 +124,21 @@ impl Writer {
         let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
         let noted = notes.as_ref().is_some_and(|notes| write_notes(turn, run, &mut body.state, notes, keep_logs));
         body.state.steps_bytes += told.record.len() as u64;
-        turn.stage.change_steps(run, Change::Put(told.index, told.record.clone()));
+        let at = turn.stage.change_steps(run, Change::Put(told.index, told.record.clone()));
         if told.error.is_none() && !part {
             body.state.steps_completed += 1;
             body.state.step_index = body.state.step_index.max(told.index + 1);
             body.state.updated_at = Some(turn.now);
         }
         if !part {
-            turn.tell(&body.subject, What::Checkpoint(told.clone()));
+            let what = if told.record.len() > INLINE_BYTES_MAX {
+                What::Checkpoint(told.clone())
+            } else {
+                What::Staged { index: told.index, duration: told.duration, at }
+            };
+            turn.tell(&body.subject, what);
         }
-        turn.live.push((run, Some(body.live())));
+        turn.live.push((run, body.live()));
         if noted {
             turn.put_state(run, &body.state, false);
         }
@@ -148,7 +156,7 @@ impl Writer {
         if write_notes(turn, run, &mut body.state, notes, keep_logs) {
             turn.put_state(run, &body.state, false);
         }
-        turn.live.push((run, Some(body.live())));
+        turn.live.push((run, body.live()));
         Ok(Accepted::Recorded)
     }
 
@@ -243,7 +251,7 @@ impl Writer {
     ) -> Result<(), Fault> {
         self.end_rows(turn, run, &body.record, state, RunStatus::Leased, status)?;
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
-        turn.live.push((run, None));
+        turn.live.push((run, LiveChange::Ended));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
         Ok(())
@@ -357,7 +365,7 @@ impl Writer {
             None => EventKind::RunReleased { crashed: false },
         };
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
-        turn.live.push((run, None));
+        turn.live.push((run, LiveChange::Ended));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Yielded { run });
         if !line.blocked {
@@ -465,5 +473,6 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
+        live: Arc::default(),
     }
 }

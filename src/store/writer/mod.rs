@@ -21,7 +21,7 @@ mod triggers;
 mod turn;
 mod waits;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -35,6 +35,7 @@ use super::disk::Disk;
 use super::inbox::Inbox;
 use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome, Terms};
 use super::reserve::Reserve;
+use super::tail::{Counters, Live, LiveChange};
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
@@ -132,15 +133,19 @@ struct Body {
     checkpointed: bool,
     /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
     news: Option<u64>,
+    /// Its counters as readers see them.
+    live: Arc<Live>,
 }
 
 impl Body {
-    fn live(&self) -> super::tail::Live {
-        super::tail::Live {
+    /// Its counters, for readers of the next commit.
+    fn live(&self) -> LiveChange {
+        let counters = Counters {
             steps_completed: self.state.steps_completed,
             step_index: self.state.step_index,
             updated_at: self.state.updated_at.unwrap_or(self.record.created_at),
-        }
+        };
+        LiveChange::Counts(self.live.clone(), counters)
     }
 }
 
@@ -191,7 +196,8 @@ pub(crate) struct Writer {
     ids: IdSource,
     jobs: Jobs,
     tallies: BTreeMap<JobNumber, TallyRecord>,
-    bodies: BTreeMap<RunId, Body>,
+    /// Boxed, so that the way to one leads through little memory.
+    bodies: BTreeMap<RunId, Box<Body>>,
     /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
     alive: BTreeMap<RunId, Alive>,
     /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
@@ -210,7 +216,7 @@ pub(crate) struct Writer {
     undisturbed: u32,
     watchers: Vec<Watcher>,
     inbox: Arc<Inbox>,
-    pending: VecDeque<Op>,
+    pending: Vec<Op>,
     /// Memory for the next group.
     spare: turn::Spare,
     spare_ops: Vec<Op>,
@@ -228,6 +234,11 @@ pub(crate) struct Surroundings {
     pub(crate) bell: Arc<Bell>,
     pub(crate) condition: Arc<Condition>,
     pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// Whether it is in no group with others.
+fn goes_alone(op: &Op) -> bool {
+    matches!(op, Op::Close(_) | Op::Compact(_))
 }
 
 impl Writer {
@@ -258,7 +269,7 @@ impl Writer {
             undisturbed: 0,
             watchers: Vec::new(),
             inbox,
-            pending: VecDeque::new(),
+            pending: Vec::new(),
             spare: turn::Spare::default(),
             spare_ops: Vec::new(),
             effects: None,
@@ -306,28 +317,39 @@ impl Writer {
                 return true;
             }
         }
-        let (mut ops, mut bytes) = (std::mem::take(&mut self.spare_ops), 0);
-        while let Some(op) = self.pending.front() {
-            let alone = matches!(op, Op::Close(_) | Op::Compact(_));
-            bytes += op.bytes();
-            if !ops.is_empty() && (alone || ops.len() >= GROUP_OPS_MAX || bytes > GROUP_BYTES_MAX) {
-                break;
+        let mut ops = self.gather();
+        match ops.pop_if(|op| goes_alone(op)) {
+            Some(Op::Compact(call)) => return self.compact(call).is_break(),
+            Some(op) => {
+                self.watchers.push(Watcher { op, ended: self.ended });
+                return true;
             }
-            ops.extend(self.pending.pop_front());
-            match ops.pop_if(|_| alone) {
-                Some(Op::Compact(call)) => return self.compact(call).is_break(),
-                Some(op) => {
-                    self.watchers.push(Watcher { op, ended: self.ended });
-                    return true;
-                }
-                None => {}
-            }
+            None => {}
         }
         if self.turn(ops).is_break() {
             return true;
         }
         self.notice_quiet();
         false
+    }
+
+    /// The operations of the next group. Mostly that is all there are, and none is moved.
+    fn gather(&mut self) -> Vec<Op> {
+        let (mut count, mut bytes) = (0, 0);
+        for op in &self.pending {
+            let alone = goes_alone(op);
+            bytes += op.bytes();
+            if count > 0 && (alone || count >= GROUP_OPS_MAX || bytes > GROUP_BYTES_MAX) {
+                break;
+            }
+            count += 1;
+            if alone {
+                break;
+            }
+        }
+        let mut rest = std::mem::take(&mut self.spare_ops);
+        rest.extend(self.pending.drain(count..));
+        std::mem::replace(&mut self.pending, rest)
     }
 
     /// Whether more is to be done than the last group did.
@@ -454,7 +476,6 @@ impl Writer {
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
-        let live = std::mem::take(&mut done.live);
         if done.stage.is_empty() && !self.disk.wants_folding() {
             return Ok(done);
         }
@@ -467,16 +488,21 @@ impl Writer {
             ops.extract_if(.., |op| matches!(op, Op::Checkpoint(_))).for_each(|op| op.settle(None));
         }
         if hooks.plants(Bug::ClosedBeforeFlush) && self.is_closing() {
+            done.recorded(None);
             return Ok(done);
         }
         let sequences = if hooks.plants(Bug::SequenceGivenTwice) { 0 } else { done.sequences() };
-        match self.disk.commit(&done.stage, sequences, self.ids.last(), live) {
+        match self.disk.commit(&done.stage, sequences, self.ids.last(), &mut done.live) {
             Ok(row) => {
                 hooks.pass(Failpoint::AfterCommit);
-                row.iter().for_each(|row| done.recorded(row));
+                done.recorded(row.as_ref());
                 Ok(done)
             }
-            Err(fault) => Err(Box::new(Failed::File(Some(Box::new(done)), fault))),
+            Err(fault) => {
+                // Should it be there all the same, it is told.
+                done.recorded(None);
+                Err(Box::new(Failed::File(Some(Box::new(done)), fault)))
+            }
         }
     }
 

@@ -84,9 +84,7 @@ impl Writer {
         release(ops, || Error::Indeterminate);
         self.inbox.clone().take(&mut self.pending, Some(Duration::ZERO));
         // These were never begun, so they are known not to be done.
-        let mut waiting = Vec::from(std::mem::take(&mut self.pending));
-        release(&mut waiting, || Error::Overloaded { waited: held });
-        self.pending = waiting.into();
+        release(&mut self.pending, || Error::Overloaded { waited: held });
         if dead || self.is_closing() {
             outage.given_up = true;
             return ControlFlow::Break(());

@@ -20,6 +20,7 @@ use crate::id::{IdSource, RunId};
 use crate::job::ErrorKind;
 use crate::run::RunStatus;
 use crate::store::tables::Table;
+use crate::store::tail::LiveChange;
 use crate::store::view::{Direction, Rows};
 
 /// What a run's checkpoints add up to.
@@ -41,7 +42,7 @@ impl Writer {
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
-        turn.live.extend(view.all_executing().map(|run| (run, None)));
+        turn.live.extend(view.all_executing().map(|run| (run, LiveChange::Ended)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
         self.engine.tell_time(turn.now);
@@ -58,12 +59,12 @@ impl Writer {
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
-        let live = std::mem::take(&mut done.live);
+        let mut live = std::mem::take(&mut done.live);
         self.config.hooks.pass(Failpoint::Rebuilt);
         if done.stage.is_empty() {
             self.disk.set_live(live);
         } else {
-            self.disk.commit(&done.stage, done.sequences(), self.ids.last(), live)?;
+            self.disk.commit(&done.stage, done.sequences(), self.ids.last(), &mut live)?;
         }
         self.config.hooks.pass(Failpoint::Recovered);
         self.condition.set_sequence(self.disk.next_sequence() - 1);
@@ -143,9 +144,10 @@ impl Writer {
             let queued = Queued { run, job, keys, place, generation, crashes, touched, holds, not_before };
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
-                turn.live.push((run, Some(body.live())));
+                turn.live.push((run, LiveChange::Began(body.live.clone())));
+                turn.live.push((run, body.live()));
                 self.arm(turn, run, deadline_of(&body.record, &body.state));
-                self.bodies.insert(run, body);
+                self.bodies.insert(run, Box::new(body));
             }
         }
         Ok(())

@@ -19,7 +19,7 @@ use crate::store::journal::Row;
 use crate::store::op::News;
 use crate::store::stage::Stage;
 use crate::store::tables::Table;
-use crate::store::tail::Live;
+use crate::store::tail::LiveChange;
 use crate::store::view::{Rows, Staged, View};
 use crate::time::Timestamp;
 
@@ -41,7 +41,7 @@ pub(super) struct Turn<'v> {
     pub(super) effects: Vec<Effect>,
     /// Runs that it starts, those that replay counted several times.
     pub(super) starts: usize,
-    pub(super) live: Vec<(RunId, Option<Live>)>,
+    pub(super) live: Vec<(RunId, LiveChange)>,
     pub(super) tallied: BTreeSet<JobNumber>,
     pub(super) ends: Vec<(RunId, Ended)>,
     events: Vec<Told>,
@@ -53,7 +53,7 @@ pub(super) struct Done {
     pub(super) stage: Stage,
     pub(super) events: Vec<Told>,
     pub(super) effects: Vec<Effect>,
-    pub(super) live: Vec<(RunId, Option<Live>)>,
+    pub(super) live: Vec<(RunId, LiveChange)>,
     pub(super) ends: Vec<(RunId, Ended)>,
 }
 
@@ -63,29 +63,32 @@ pub(super) struct Spare {
     stage: Stage,
     events: Vec<Told>,
     effects: Vec<Effect>,
+    ends: Vec<(RunId, Ended)>,
+    live: Vec<(RunId, LiveChange)>,
 }
 
 impl Done {
     /// What is left once everything is published.
     pub(super) fn into_spare(self) -> Spare {
-        let Done { mut stage, mut events, mut effects, .. } = self;
+        let Done { mut stage, mut events, mut effects, mut ends, mut live } = self;
         stage.clear();
         events.clear();
         effects.clear();
-        Spare { stage, events, effects }
+        ends.clear();
+        live.clear();
+        Spare { stage, events, effects, ends, live }
     }
 
-    /// The group is on disk as this row: what its steps tell is told from there.
-    pub(super) fn recorded(&mut self, row: &Row) {
-        let puts = row.steps().flatten().count();
-        let held = row.bytes.len() / puts.max(1);
-        let mut records = row.steps().flatten();
+    /// The group is on disk, as this row: what its steps tell is told from there. Without the row at hand, it is copied.
+    pub(super) fn recorded(&mut self, row: Option<&Row>) {
+        let steps = self.stage.steps().len();
+        let share = row.map_or(0, |row| row.bytes.len() / steps.max(1));
         for event in &mut self.events {
-            if let What::Checkpoint(told) = &event.what
-                // One that is too large for a row of the journal stands there as a reference.
-                && let Some(record) = records.next().filter(|record| record[..] == told.record[..])
-            {
-                event.what = What::Recorded { index: told.index, duration: told.duration, record, held };
+            if let What::Staged { index, duration, at } = event.what {
+                let in_row = row.and_then(|row| row.step(steps, at));
+                let record = in_row.unwrap_or_else(|| Bytes::copy_from_slice(self.stage.record(at)));
+                let held = share.max(record.len());
+                event.what = What::Recorded { index, duration, record, held };
             }
         }
     }
@@ -126,7 +129,7 @@ impl<'v> Turn<'v> {
         now: Timestamp,
         monotonic: Duration,
     ) -> Self {
-        let Spare { stage, events, effects } = spare;
+        let Spare { stage, events, effects, ends, live } = spare;
         Turn {
             view,
             stage,
@@ -134,9 +137,9 @@ impl<'v> Turn<'v> {
             monotonic,
             effects,
             starts: 0,
-            live: Vec::new(),
+            live,
             tallied: BTreeSet::new(),
-            ends: Vec::new(),
+            ends,
             events,
             next_sequence,
         }

@@ -27,6 +27,7 @@ use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Await, NewRun, News, Settled, Signal, Spawn, Suspension, Targets};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
+use crate::store::tail::LiveChange;
 use crate::store::view::Rows;
 
 /// What a step that waited has become.
@@ -184,7 +185,7 @@ impl Writer {
         count_step(turn, &mut body.state, index, record, sealed.len());
         turn.stage.change_steps(run, Change::Put(index, sealed.into()));
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
-        turn.live.push((run, Some(body.live())));
+        turn.live.push((run, body.live()));
         if !body.checkpointed {
             body.checkpointed = true;
             self.tell_engine(turn, EngineEvent::Checkpointed { run });
@@ -367,7 +368,7 @@ impl Writer {
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         let suspended = EventKind::RunSuspended { until: suspension.due };
         turn.tell(&body.subject, What::Kind(Box::new(suspended)));
-        turn.live.push((run, None));
+        turn.live.push((run, LiveChange::Ended));
         self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Yielded { run });
         let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
