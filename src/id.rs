@@ -1,7 +1,9 @@
 //! Run ids: ULIDs that grow in trigger order, and the one source of randomness behind them.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,7 +15,7 @@ use crate::time::Timestamp;
 ///
 /// Shown, parsed and serialized as its 26 characters of Crockford base 32. Comparing two ids compares the order in which
 /// their triggers were committed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RunId([u8; 16]);
 
 impl RunId {
@@ -36,6 +38,36 @@ impl RunId {
     #[cfg(test)]
     pub(crate) const fn numbered(n: u128) -> Self {
         RunId(n.to_be_bytes())
+    }
+}
+
+impl Hash for RunId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from_be_bytes(self.0));
+    }
+}
+
+/// A map from run ids that has no order. Its hash is cheap: nobody outside chooses the ids of runs.
+pub(crate) type RunMap<V> = HashMap<RunId, V, BuildHasherDefault<RunIdHasher>>;
+
+/// Hashes a run id.
+#[derive(Debug, Default)]
+pub(crate) struct RunIdHasher(u64);
+
+impl Hasher for RunIdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u128(u128::from(*byte)));
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        // Ids of the same millisecond follow one another. A map looks at the highest bits and at the lowest, so both of them are
+        // to depend on every bit that differs: the two halves of a product do, by 2^64 divided by the golden ratio.
+        let product = u128::from(self.0 ^ (id as u64) ^ ((id >> 64) as u64).rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -141,6 +173,23 @@ pub(crate) fn chance(run: RunId, step: u32, attempt: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_that_follow_one_another_do_not_share_their_place_in_a_map() {
+        use std::collections::BTreeSet;
+        use std::hash::BuildHasher;
+        const IDS: u128 = 1 << 14;
+        let hasher = BuildHasherDefault::<RunIdHasher>::default();
+        for step in [1, 1 << 8, 1 << 40, 1 << 80] {
+            let hashes = (0..IDS).map(|n| hasher.hash_one(RunId::numbered(0x0190_0000 << 96 | (7 + n * step))));
+            let hashes: Vec<u64> = hashes.collect();
+            let places: BTreeSet<u64> = hashes.iter().map(|hash| hash % (2 * IDS as u64)).collect();
+            // At random, 2^14 of them take 79 % as many of 2^15 places.
+            assert!(places.len() as u128 > IDS * 7 / 10, "{} places for ids {step} apart", places.len());
+            let tags: BTreeSet<u64> = hashes.iter().map(|hash| hash >> 57).collect();
+            assert_eq!(tags.len(), 128, "ids {step} apart");
+        }
+    }
 
     #[test]
     fn ids_grow_when_the_clock_stands_or_goes_back() {

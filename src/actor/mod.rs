@@ -114,7 +114,7 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     /// Must be called within the runtime whose tasks are to be woken.
     pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Dispatch { core: Arc::downgrade(core), relay: Relay::spawn() }
+        Dispatch { core: Arc::downgrade(core), relay: Relay::spawn(core.store.events().clone()) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Answers of large groups, given by a task instead of the writer.
+//! Answers of large groups, given by a task instead of the writer, and their events buffered.
 //!
 //! Waking a task from a thread that is none of its runtime's takes a lock and maybe a system call for each; from a task of the
 //! runtime it is a push to a queue. So the writer hands a group over as a whole, and goes on with the next.
@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::event::{Ring, Told};
 use crate::store::op::Op;
 
-#[derive(Default)]
 pub(super) struct Relay {
     queue: Mutex<Queue>,
     arrived: Notify,
+    events: Ring<Told>,
 }
 
 #[derive(Default)]
@@ -26,8 +27,8 @@ struct Queue {
 }
 
 impl Relay {
-    pub(super) fn spawn() -> Arc<Relay> {
-        let relay = Arc::new(Relay::default());
+    pub(super) fn spawn(events: Ring<Told>) -> Arc<Relay> {
+        let relay = Arc::new(Relay { queue: Mutex::default(), arrived: Notify::new(), events });
         tokio::spawn(Task(relay.clone()).run());
         relay
     }
@@ -72,6 +73,7 @@ impl Task {
             };
             ops.drain(..).for_each(|op| op.settle(None));
             self.0.queue().spare = ops;
+            self.0.events.settle();
             tokio::task::yield_now().await;
         }
     }

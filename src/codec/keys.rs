@@ -85,23 +85,27 @@ impl Ord for Key {
     fn cmp(&self, other: &Self) -> Ordering {
         match (&self.0, &other.0) {
             // What follows a short key is zeros, so where the padded bytes differ the keys do, in the same order; and where they
-            // do not, one key is the other and zeros. As numbers they are compared without a call.
+            // do not, one key is the other and zeros. As numbers they are compared without a call. The last of them overlaps the
+            // one before: what is looked at twice is equal then.
             (Form::Short { length, bytes }, Form::Short { length: other_length, bytes: other }) => {
-                let first = number(&bytes[..16]).cmp(&number(&other[..16]));
-                // Two bytes are looked at twice, and are equal then.
-                let all = first.then_with(|| number(&bytes[SHORT - 16..]).cmp(&number(&other[SHORT - 16..])));
-                all.then(length.cmp(other_length))
+                for at in [0, 8, 16, SHORT - 8] {
+                    let (number, other) = (number(bytes, at), self::number(other, at));
+                    if number != other {
+                        return number.cmp(&other);
+                    }
+                }
+                length.cmp(other_length)
             }
             _ => (**self).cmp(&**other),
         }
     }
 }
 
-/// Sixteen bytes as a number, which sorts as they do.
-fn number(bytes: &[u8]) -> u128 {
-    let mut number = [0; 16];
-    number.copy_from_slice(bytes);
-    u128::from_be_bytes(number)
+/// Eight bytes as a number, which sorts as they do.
+fn number(bytes: &[u8; SHORT], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_be_bytes(number)
 }
 
 impl Debug for Key {

@@ -31,6 +31,9 @@ pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     fn event(&self) -> Arc<Self::Event>;
 }
 
+/// So many groups at most are published and not buffered.
+const ARRIVED_MAX: usize = 4;
+
 /// A bounded broadcast buffer. Clones share it; when the last one goes, it is closed.
 pub(crate) struct Ring<E> {
     /// Closes on drop.
@@ -79,6 +82,10 @@ struct Shared<E> {
 
 /// The buffer. Ordinals count every event ever published, from 0.
 struct State<E> {
+    /// Groups that are published and not buffered yet, oldest first. Whoever looks at the rest buffers them before.
+    arrived: VecDeque<Vec<E>>,
+    /// Memory for the next group.
+    spare: Vec<E>,
     /// Oldest first, their sequences never falling.
     slots: VecDeque<Slot<E>>,
     /// Ordinal of the oldest slot, so also how many were dropped.
@@ -136,6 +143,8 @@ impl<E: Buffered> Ring<E> {
     /// A ring after a restart: what was committed up to `sequence` is past, and a reader asking for it has missed it.
     pub(crate) fn starting_after(bytes_max: usize, sequence: u64) -> Self {
         let state = State {
+            arrived: VecDeque::new(),
+            spare: Vec::new(),
             slots: VecDeque::new(),
             first: 0,
             bytes: 0,
@@ -153,7 +162,7 @@ impl<E: Buffered> Ring<E> {
     /// After [`Ring::close`] the events are dropped.
     pub(crate) fn publish(&self, events: impl IntoIterator<Item = E>) {
         let shared = &self.owner.shared;
-        let mut state = shared.lock();
+        let mut state = shared.buffered();
         if state.closed {
             return;
         }
@@ -169,9 +178,33 @@ impl<E: Buffered> Ring<E> {
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
+    /// Appends a group of events like [`Ring::publish`], and leaves it to the next who comes to buffer them and to drop what
+    /// they push out: that is most of the work, and the publisher may be in a hurry. Leaves memory for the next group.
+    pub(crate) fn publish_group(&self, events: &mut Vec<E>) {
+        let shared = &self.owner.shared;
+        let mut state = shared.lock();
+        if state.closed || events.is_empty() {
+            events.clear();
+            return;
+        }
+        let spare = std::mem::take(&mut state.spare);
+        state.arrived.push_back(std::mem::replace(events, spare));
+        if state.arrived.len() > ARRIVED_MAX {
+            state.buffer(shared.bytes_max);
+        }
+        let wakers = state.waiting.take();
+        drop(state);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Buffers the groups that have been published.
+    pub(crate) fn settle(&self) {
+        drop(self.owner.shared.buffered());
+    }
+
     /// Listens from now on.
     pub(crate) fn subscribe(&self) -> Reader<E> {
-        let position = self.owner.shared.lock().end();
+        let position = self.owner.shared.buffered().end();
         self.reader(position, 0)
     }
 
@@ -180,7 +213,7 @@ impl<E: Buffered> Ring<E> {
     /// If older ones are gone the reader first says [`Received::Lagged`]. How many is counted from the sequences, which
     /// leaves out uncommitted events: at least that many. A sequence the ring has not come to yet means from now on.
     pub(crate) fn subscribe_after(&self, sequence: u64) -> Reader<E> {
-        let state = self.owner.shared.lock();
+        let state = self.owner.shared.buffered();
         let skipped = state.slots.partition_point(|s| s.sequence <= sequence);
         let position = state.first + skipped as u64;
         let mut missed = state.forgotten.saturating_sub(sequence);
@@ -228,6 +261,16 @@ impl<E> Shared<E> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state with every published event in its slot.
+    fn buffered(&self) -> MutexGuard<'_, State<E>>
+    where
+        E: Buffered,
+    {
+        let mut state = self.lock();
+        state.buffer(self.bytes_max);
+        state
+    }
+
     /// Lets the readers drain and end.
     fn close(&self) {
         let mut state = self.lock();
@@ -235,6 +278,16 @@ impl<E> Shared<E> {
         let wakers = state.waiting.take();
         drop(state);
         wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+impl<E: Buffered> State<E> {
+    /// Gives each event of the groups that have arrived its slot.
+    fn buffer(&mut self, bytes_max: usize) {
+        while let Some(mut group) = self.arrived.pop_front() {
+            group.drain(..).for_each(|event| self.push(Slot::new(event), bytes_max));
+            self.spare = group;
+        }
     }
 }
 
@@ -286,7 +339,7 @@ impl<E: Buffered> Reader<E> {
 
     /// Takes the next, or leaves the task's waker.
     fn poll(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<Received<E::Event>>> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.buffered();
         let behind = state.first.saturating_sub(self.position);
         let missed = std::mem::take(&mut self.missed) + behind;
         self.position += behind;

@@ -4,7 +4,8 @@
 //! rightly by asking the tail first and the table second, whatever is being folded meanwhile.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -12,12 +13,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::fold::FoldedRows;
 use super::journal::Row;
 use super::steps::{Folded, TailSteps};
 use super::tables::Table;
 use crate::codec::BlobRef;
 use crate::codec::keys::Key;
-use crate::id::RunId;
+use crate::id::{RunId, RunMap};
 use crate::time::Timestamp;
 
 /// One logical table's rows in a layer above the table on disk.
@@ -37,8 +39,10 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     layers: [Layer; Table::ALL.len()],
-    /// Steps have no layer. Boxed, so that the way to a run's leads through little memory.
-    steps: BTreeMap<RunId, Box<TailSteps>>,
+    /// Steps have no layer: they are found by their run, and folded in the order of runs.
+    steps: RunMap<TailSteps>,
+    /// The runs that have some.
+    runs_with_steps: BTreeSet<RunId>,
     groups: VecDeque<Group>,
     bytes: usize,
     /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
@@ -171,12 +175,12 @@ impl Tail {
 
     /// What the tail has of a run's steps.
     pub(crate) fn steps_of(&self, run: RunId) -> Option<&TailSteps> {
-        self.steps.get(&run).map(|steps| &**steps)
+        self.steps.get(&run)
     }
 
     /// The runs that the tail has steps of, in order, from one on.
     pub(crate) fn steps_from(&self, run: RunId) -> impl Iterator<Item = (RunId, &TailSteps)> {
-        self.steps.range(run..).map(|(run, steps)| (*run, &**steps))
+        self.runs_with_steps.range(run..).filter_map(|run| Some((*run, self.steps.get(run)?)))
     }
 
     /// Takes up a committed row.
@@ -188,7 +192,11 @@ impl Tail {
             let value = entry.value.clone().map(|range| row.bytes.slice(range));
             if entry.table == Table::Steps {
                 if let Some((run, change)) = super::journal::step_change(key, value) {
-                    self.steps.entry(run).or_default().apply(group, change, &mut self.orphans);
+                    let new = || {
+                        self.runs_with_steps.insert(run);
+                        TailSteps::default()
+                    };
+                    self.steps.entry(run).or_insert_with(new).apply(group, change, &mut self.orphans);
                 }
                 continue;
             }
@@ -216,15 +224,10 @@ impl Tail {
         }
     }
 
-    /// A slot was folded: the table has it now. One that was superseded meanwhile stays, and is fresh no more.
-    pub(crate) fn folded(&mut self, table: Table, key: Key, group: u64) {
-        if let Entry::Occupied(mut place) = self.layers[table as usize].entry(key) {
-            if place.get().group == group {
-                place.remove();
-            } else {
-                place.get_mut().fresh = false;
-            }
-        }
+    /// Rows of groups up to `upto` were folded: the table has them now. Nothing has come since the slice that did it was made.
+    pub(crate) fn folded(&mut self, FoldedRows { table, after, last }: FoldedRows, upto: u64) {
+        let range = (after, Bound::Included(last));
+        self.layers[table as usize].extract_if(range, |_, slot| slot.group <= upto).for_each(drop);
     }
 
     /// Steps of a run were folded.
@@ -233,6 +236,7 @@ impl Tail {
             steps.folded(done);
             if steps.is_empty() {
                 self.steps.remove(&done.run);
+                self.runs_with_steps.remove(&done.run);
             }
         }
     }

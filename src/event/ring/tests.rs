@@ -444,3 +444,56 @@ fn readers_and_rings_cross_threads() {
     check::<Reader<Note>>();
     check::<Received<Note>>();
 }
+
+fn group(sequences: std::ops::Range<u64>) -> Vec<Note> {
+    sequences.map(note).collect()
+}
+
+#[test]
+fn groups_are_read_in_order_with_what_is_published_between_them() {
+    let ring = ring(100);
+    let mut early = ring.subscribe();
+    ring.publish_group(&mut group(1..4));
+    ring.publish([note(4)]);
+    ring.publish_group(&mut group(5..7));
+    let mut late = ring.subscribe_after(5);
+    let mut from_now = ring.subscribe();
+    ring.settle();
+    ring.publish_group(&mut group(7..8));
+    assert_eq!(drain(&mut early), ["1", "2", "3", "4", "5", "6", "7"]);
+    assert_eq!(drain(&mut late), ["6", "7"]);
+    assert_eq!(drain(&mut from_now), ["7"]);
+    ring.publish_group(&mut group(8..9));
+    ring.close();
+    assert_eq!(drain(&mut early), ["8", "end"]);
+}
+
+#[test]
+fn groups_that_nobody_looks_at_do_not_pile_up() {
+    let ring = ring(15);
+    let mut reader = ring.subscribe();
+    for first in (1..=200).step_by(10) {
+        ring.publish_group(&mut group(first..first + 10));
+        let (arrived, slots) = state(&ring, |s| (s.arrived.len(), s.slots.len()));
+        assert!(arrived <= ARRIVED_MAX && slots <= 15, "{arrived} groups and {slots} events");
+    }
+    let seen = drain(&mut reader);
+    assert_eq!((seen.len(), &seen[0][..], &seen[1][..], &seen[15][..]), (16, "-185", "186", "200"));
+}
+
+#[test]
+fn a_group_wakes_who_waits_and_an_empty_one_nobody() {
+    let ring = ring(10);
+    let mut reader = ring.subscribe();
+    let (count, waker) = counting();
+    assert!(reader.poll(Some(&mut Context::from_waker(&waker))).is_pending());
+    ring.publish_group(&mut Vec::new());
+    assert_eq!(count.0.load(Ordering::SeqCst), 0);
+    let mut events = group(1..3);
+    ring.publish_group(&mut events);
+    assert!(events.is_empty());
+    assert_eq!(count.0.load(Ordering::SeqCst), 1);
+    ring.close();
+    ring.publish_group(&mut group(3..5));
+    assert_eq!(drain(&mut reader), ["1", "2", "end"]);
+}

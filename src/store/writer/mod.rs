@@ -61,7 +61,8 @@ pub(crate) trait Effects: Send + Sync {
     fn cancel(&self, run: RunId, generation: Generation);
     /// Something that a step of the body may wait for is on disk: tell the body.
     fn news(&self, _run: RunId, _generation: Generation, _news: News) {}
-    /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be.
+    /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be. Events that were
+    /// published as a group are buffered there too.
     fn answer(&self, _ops: &mut Vec<Op>) {}
 }
 
@@ -556,7 +557,11 @@ impl Writer {
     /// Tells everyone what is on disk now.
     fn publish(&mut self, mut done: turn::Done) {
         self.condition.set_sequence(self.disk.next_sequence() - 1);
-        self.events.publish(done.events.drain(..));
+        if done.events.len() >= RELAYED_OPS_MIN {
+            self.events.publish_group(&mut done.events);
+        } else {
+            self.events.publish(done.events.drain(..));
+        }
         for (run, ended) in &done.ends {
             self.ended += u64::from(!matches!(ended, Ended::Deleted));
             self.bell.ring(*run, ended);
