@@ -31,8 +31,8 @@ pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     fn event(&self) -> Arc<Self::Event>;
 }
 
-/// So many groups at most are published and not buffered.
-const ARRIVED_MAX: usize = 4;
+/// So many groups at most are published and not buffered: memory beyond the limit.
+const ARRIVED_MAX: usize = 1;
 
 /// A bounded broadcast buffer. Clones share it; when the last one goes, it is closed.
 pub(crate) struct Ring<E> {

@@ -83,20 +83,12 @@ impl std::ops::Mul<usize> for Size {
 /// What a slice did: the tail forgets it once the slice is committed.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    rows: Vec<FoldedRows>,
+    slots: Vec<(Table, Key)>,
     steps: Vec<Folded>,
     removed_upto: Option<u64>,
     next: Round,
     /// What it has done, in rows.
     work: usize,
-}
-
-/// What was folded of a table: all that the round takes after one key and up to another.
-#[derive(Debug)]
-pub(crate) struct FoldedRows {
-    pub(crate) table: Table,
-    pub(crate) after: Bound<Key>,
-    pub(crate) last: Key,
 }
 
 /// The numbers that outlive the journal's rows.
@@ -137,7 +129,7 @@ impl Round {
         size: Size,
         hooks: &Hooks,
     ) -> Result<Slice, Fault> {
-        let mut slice = Slice { rows: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone(), work: 0 };
+        let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone(), work: 0 };
         match &self.phase {
             Phase::Rows { table, after } => {
                 slice.fold_rows(txn, tail, (*table, after.clone()), size, hooks)?;
@@ -197,11 +189,11 @@ impl Slice {
         let (mut rows, mut bytes) = (0, 0);
         for (at, table) in Table::ALL.into_iter().enumerate().skip(first_table) {
             // The layer of steps is empty: they follow in a phase of their own.
-            let after = after.take().map_or(Bound::Unbounded, Bound::Excluded);
-            let from = (after.clone(), Bound::Unbounded);
-            let due = tail.layer(table).range(from).filter(|(_, slot)| slot.group <= self.next.upto);
+            let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
+            let due =
+                tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
             let (mut put, mut gone, mut freed) = (Vec::new(), Vec::new(), Vec::new());
-            let (mut target, mut last) = (None, None);
+            let mut target = None;
             let mut full = false;
             for (key, slot) in due {
                 full = rows >= size.rows || bytes >= size.bytes;
@@ -218,9 +210,8 @@ impl Slice {
                 }
                 rows += 1;
                 bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
-                last = Some(key);
+                self.slots.push((table, key.clone()));
             }
-            self.rows.extend(last.map(|last| FoldedRows { table, after: after.clone(), last: last.clone() }));
             if !gone.is_empty() {
                 remove_ascending(opened(txn, table, &mut target)?, &gone, |old| {
                     freed.extend(BlobRef::of(old).map(|blob| blob.id));
@@ -236,11 +227,7 @@ impl Slice {
             free_blobs(txn, freed)?;
             self.work = rows;
             if full {
-                let after = match (last, after) {
-                    (Some(last), _) => Some(last.clone()),
-                    (None, Bound::Excluded(after)) => Some(after),
-                    (None, _) => None,
-                };
+                let after = self.slots.last().filter(|(last, _)| *last == table).map(|(_, key)| key.clone());
                 self.next.phase = Phase::Rows { table: at, after };
                 return Ok(());
             }
@@ -311,8 +298,8 @@ impl Slice {
 
     /// The slice is committed: the tail forgets what it did. Gives where the round stands now.
     pub(crate) fn committed(self, tail: &mut Tail) -> Round {
-        for done in self.rows {
-            tail.folded(done, self.next.upto);
+        for (table, key) in &self.slots {
+            tail.folded(*table, key);
         }
         for done in &self.steps {
             tail.folded_steps(done);

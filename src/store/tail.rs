@@ -5,7 +5,6 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -13,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::fold::FoldedRows;
 use super::journal::Row;
 use super::steps::{Folded, TailSteps};
 use super::tables::Table;
@@ -224,10 +222,9 @@ impl Tail {
         }
     }
 
-    /// Rows of groups up to `upto` were folded: the table has them now. Nothing has come since the slice that did it was made.
-    pub(crate) fn folded(&mut self, FoldedRows { table, after, last }: FoldedRows, upto: u64) {
-        let range = (after, Bound::Included(last));
-        self.layers[table as usize].extract_if(range, |_, slot| slot.group <= upto).for_each(drop);
+    /// A row was folded: the table has it now. No newer one has come since the slice that did it was made.
+    pub(crate) fn folded(&mut self, table: Table, key: &Key) {
+        self.layers[table as usize].remove(key);
     }
 
     /// Steps of a run were folded.

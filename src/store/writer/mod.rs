@@ -557,7 +557,7 @@ impl Writer {
     /// Tells everyone what is on disk now.
     fn publish(&mut self, mut done: turn::Done) {
         self.condition.set_sequence(self.disk.next_sequence() - 1);
-        if done.events.len() >= RELAYED_OPS_MIN {
+        if done.events.len() >= RELAYED_OPS_MIN && done.stage.bytes() <= GROUP_BYTES_MAX {
             self.events.publish_group(&mut done.events);
         } else {
             self.events.publish(done.events.drain(..));
