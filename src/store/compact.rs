@@ -29,8 +29,9 @@ impl Disk {
     /// Folds the journal and compacts the file. `Ok(None)`: a long read, such as a backup, is under way. After an error nothing may
     /// be written before [`Disk::reopen`].
     pub(crate) fn compact(&mut self) -> Result<Option<Compaction>, Fault> {
-        self.fold_all()?;
+        // Folding may make it longer, which is a part of what the compaction does.
         let length = self.io.length.load(Ordering::Relaxed);
+        self.fold_all()?;
         let mut waited = Duration::ZERO;
         loop {
             match self.shared().clone().alone(Database::compact)? {
