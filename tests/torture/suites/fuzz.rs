@@ -12,7 +12,7 @@ use super::clock::{SimClock, one_thread};
 use super::disk::SimDisk;
 use super::suite::{Plan, Report, Suite, Violation};
 
-pub const SUITE: Suite = Suite { name: "fuzz", run, cases: [80_000, 1_000_000_000, 10_000_000_000] };
+pub const SUITE: Suite = Suite { name: "fuzz", run, cases: [40_000, 1_000_000_000, 10_000_000_000] };
 
 /// How many inputs go to one function before a whole runtime gets one.
 const RUNTIME_EVERY: u64 = 1_000;

@@ -18,7 +18,7 @@ use super::several::{Case, side_by_side, until_done};
 use super::suite::{Plan, Report, Suite, caught};
 use history::{Cutter, History, live};
 
-pub const SUITE: Suite = Suite { name: "powerloss", run, cases: [10_000, 1_000_000, 10_000_000] };
+pub const SUITE: Suite = Suite { name: "powerloss", run, cases: [6_000, 1_000_000, 10_000_000] };
 
 fn run(plan: &Plan) -> Report {
     let (losses, empty) = (AtomicU64::new(0), empty());
