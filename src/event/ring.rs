@@ -31,9 +31,6 @@ pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     fn event(&self) -> Arc<Self::Event>;
 }
 
-/// So many groups at most are published and not buffered: memory beyond the limit.
-const ARRIVED_MAX: usize = 1;
-
 /// A bounded broadcast buffer. Clones share it; when the last one goes, it is closed.
 pub(crate) struct Ring<E> {
     /// Closes on drop.
@@ -82,10 +79,8 @@ struct Shared<E> {
 
 /// The buffer. Ordinals count every event ever published, from 0.
 struct State<E> {
-    /// Groups that are published and not buffered yet, oldest first. Whoever looks at the rest buffers them before.
-    arrived: VecDeque<Vec<E>>,
-    /// Memory for the next group.
-    spare: Vec<E>,
+    /// The newest group, if it is published and not buffered yet. Whoever looks at the rest buffers it before.
+    arrived: Vec<E>,
     /// Oldest first, their sequences never falling.
     slots: VecDeque<Slot<E>>,
     /// Ordinal of the oldest slot, so also how many were dropped.
@@ -143,8 +138,7 @@ impl<E: Buffered> Ring<E> {
     /// A ring after a restart: what was committed up to `sequence` is past, and a reader asking for it has missed it.
     pub(crate) fn starting_after(bytes_max: usize, sequence: u64) -> Self {
         let state = State {
-            arrived: VecDeque::new(),
-            spare: Vec::new(),
+            arrived: Vec::new(),
             slots: VecDeque::new(),
             first: 0,
             bytes: 0,
@@ -187,17 +181,14 @@ impl<E: Buffered> Ring<E> {
             events.clear();
             return;
         }
-        let spare = std::mem::take(&mut state.spare);
-        state.arrived.push_back(std::mem::replace(events, spare));
-        if state.arrived.len() > ARRIVED_MAX {
-            state.buffer(shared.bytes_max);
-        }
+        state.buffer(shared.bytes_max);
+        std::mem::swap(&mut state.arrived, events);
         let wakers = state.waiting.take();
         drop(state);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Buffers the groups that have been published.
+    /// Buffers the group that was published last.
     pub(crate) fn settle(&self) {
         drop(self.owner.shared.buffered());
     }
@@ -282,12 +273,11 @@ impl<E> Shared<E> {
 }
 
 impl<E: Buffered> State<E> {
-    /// Gives each event of the groups that have arrived its slot.
+    /// Gives each event of the group that has arrived its slot.
     fn buffer(&mut self, bytes_max: usize) {
-        while let Some(mut group) = self.arrived.pop_front() {
-            group.drain(..).for_each(|event| self.push(Slot::new(event), bytes_max));
-            self.spare = group;
-        }
+        let mut group = std::mem::take(&mut self.arrived);
+        group.drain(..).for_each(|event| self.push(Slot::new(event), bytes_max));
+        self.arrived = group;
     }
 }
 
