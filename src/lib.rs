@@ -49,6 +49,7 @@ mod durably;
 mod engine;
 mod error;
 mod event;
+mod hash;
 mod hooks;
 mod id;
 mod job;

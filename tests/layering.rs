@@ -13,6 +13,7 @@ enum May {
 const PARTS: &[(&str, May)] = &[
     ("limits.rs", May::Only(&[])),
     ("time.rs", May::Only(&[])),
+    ("hash.rs", May::Only(&[])),
     ("id.rs", May::Only(&["time"])),
     // What a test has put in place, with the feature `testing`.
     ("hooks.rs", May::Only(&["testing::Rig"])),

@@ -1,6 +1,6 @@
 //! One execution of a run, as its steps see it: what is stored, what is in use, and how the runtime ends the body.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,6 +13,7 @@ use super::blocking::Pool;
 use super::signals::{Signal, Signals};
 use crate::codec::records::{StepRecord, WaitRecord};
 use crate::event::{EventKind, StepTold, Told, What};
+use crate::hash::KeyedMap;
 use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
@@ -109,7 +110,7 @@ const STEPS_EXPECTED: usize = 14;
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: HashMap<Arc<str>, &'static Location<'static>>,
+    in_use: KeyedMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,

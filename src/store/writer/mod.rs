@@ -43,7 +43,7 @@ use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Keys};
 use crate::error::Error;
 use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
-use crate::id::{IdSource, RunId};
+use crate::id::{IdSource, RunId, RunMap};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
@@ -198,7 +198,7 @@ pub(crate) struct Writer {
     jobs: Jobs,
     tallies: BTreeMap<JobNumber, TallyRecord>,
     /// Boxed, so that the way to one leads through little memory.
-    bodies: BTreeMap<RunId, Box<Body>>,
+    bodies: RunMap<Box<Body>>,
     /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
     alive: BTreeMap<RunId, Alive>,
     /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
@@ -258,7 +258,7 @@ impl Writer {
             clock,
             jobs: Jobs::default(),
             tallies: BTreeMap::new(),
-            bodies: BTreeMap::new(),
+            bodies: RunMap::default(),
             alive: BTreeMap::new(),
             awaited: BTreeSet::new(),
             schedules: schedules::Schedules::default(),
@@ -670,7 +670,9 @@ impl Writer {
 
     /// Hands back what still has a lease: bodies that a shutdown leaves behind, or whose message was not taken up.
     fn hand_back_all(&mut self) -> ControlFlow<()> {
-        let ends = self.bodies.iter().map(|(run, body)| {
+        let mut bodies: Vec<_> = self.bodies.iter().collect();
+        bodies.sort_unstable_by_key(|(run, _)| **run);
+        let ends = bodies.into_iter().map(|(run, body)| {
             let end = End {
                 run: *run,
                 generation: body.generation,

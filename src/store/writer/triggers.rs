@@ -236,7 +236,9 @@ impl Writer {
         let Some(concurrency) = &item.concurrency else { return Ok(Ok(Decision::Create { replaces: None })) };
         if concurrency.on_conflict == OnConflict::Skip && self.config.hooks.plants(Bug::SkipGivesStarted) {
             let shares = |body: &super::Body| concurrency.keys.iter().any(|(key, _)| body.record.has_key(key));
-            if let Some((run, _)) = self.bodies.iter().find(|(_, body)| body.job == job && shares(body)) {
+            if let Some((run, _)) =
+                self.bodies.iter().filter(|(_, body)| body.job == job && shares(body)).min_by_key(|(run, _)| **run)
+            {
                 return Ok(Ok(Decision::Coalesce { waiting: Box::new((*run, self.loaded(turn, *run)?)) }));
             }
         }
