@@ -32,8 +32,9 @@ pub(crate) struct Admitted {
 #[derive(Debug)]
 pub(crate) struct Call<Q, A> {
     pub(crate) request: Q,
-    pub(crate) answer: Option<Result<A, Error>>,
-    pub(crate) reply: oneshot::Sender<Result<A, Error>>,
+    /// Boxed, since operations pass from core to core and hardly any of them fails.
+    answer: Option<Result<A, Box<Error>>>,
+    reply: oneshot::Sender<Result<A, Error>>,
     /// Held until the answer is about to be given.
     _admitted: Admitted,
 }
@@ -44,12 +45,18 @@ impl<Q, A> Call<Q, A> {
         (Call { request, answer: None, reply, _admitted: admitted }, receiver)
     }
 
+    /// What is answered, should the commit happen.
+    pub(crate) fn decide(&mut self, answer: Result<A, Error>) {
+        self.answer = Some(answer.map_err(Box::new));
+    }
+
     /// Tells the caller what was decided, or why nothing was. One that has gone away is not told; what was done stays done.
     fn settle(self, failure: Option<Error>) {
         let Call { answer, reply, _admitted, .. } = self;
         // Whoever hears the answer finds the room that this took.
         drop(_admitted);
-        let _ = reply.send(failure.map_or_else(|| answer.unwrap_or(Err(Error::ShutDown)), Err));
+        let decided = || answer.map_or(Err(Error::ShutDown), |answer| answer.map_err(|error| *error));
+        let _ = reply.send(failure.map_or_else(decided, Err));
     }
 }
 
@@ -74,7 +81,7 @@ pub(crate) enum Op {
     ChangeSchedule(Call<(Arc<str>, Change), ()>),
     /// Trigger what a schedule triggers, now.
     Fire(Call<Arc<str>, Triggered>),
-    // Boxed: an operation is moved five times on its way, and most are checkpoints.
+    // Boxed: every operation takes as much memory as the largest, and most are checkpoints.
     End(Box<Call<End, Accepted>>),
     Notes(Box<Call<NotesOf, Accepted>>),
     /// The body of that lease is really gone.

@@ -23,7 +23,7 @@ impl Writer {
         let compacted = catch_unwind(AssertUnwindSafe(|| self.disk.compact())).unwrap_or(Err(Fault::Panicked));
         let fault = match compacted {
             Ok(Some(done)) => {
-                call.answer = Some(Ok(done));
+                call.decide(Ok(done));
                 Op::Compact(call).settle(None);
                 return ControlFlow::Continue(());
             }

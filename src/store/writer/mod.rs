@@ -512,39 +512,39 @@ impl Writer {
         match op {
             Op::Register(call) => {
                 self.register(turn, &call.request);
-                call.answer = Some(Ok(()));
+                call.decide(Ok(()));
             }
-            Op::Trigger(call) => call.answer = Some(self.trigger(turn, &call.request)?),
-            Op::Cancel(call) => call.answer = Some(self.cancel(turn, &call.request)?),
-            Op::Resume(call) => call.answer = Some(self.resume(turn, &call.request)?),
-            Op::Delete(call) => call.answer = Some(self.delete(turn, call.request)?),
-            Op::Purge(call) => call.answer = Some(self.purge(turn, &call.request)?),
-            Op::Wait(call) => call.answer = Some(self.wait(turn, call.request.0, call.request.1)?),
+            Op::Trigger(call) => call.decide(self.trigger(turn, &call.request)?),
+            Op::Cancel(call) => call.decide(self.cancel(turn, &call.request)?),
+            Op::Resume(call) => call.decide(self.resume(turn, &call.request)?),
+            Op::Delete(call) => call.decide(self.delete(turn, call.request)?),
+            Op::Purge(call) => call.decide(self.purge(turn, &call.request)?),
+            Op::Wait(call) => call.decide(self.wait(turn, call.request.0, call.request.1)?),
             Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
-            Op::Checkpoint(call) => call.answer = Some(Ok(self.checkpoint(turn, &call.request))),
-            Op::Await(call) => call.answer = Some(Ok(self.step_waits(turn, &call.request)?)),
-            Op::Spawn(call) => call.answer = Some(self.spawn(turn, &call.request)?),
-            Op::Signal(call) => call.answer = Some(self.signal(turn, &call.request)?),
-            Op::Schedule(call) => call.answer = Some(self.schedule(turn, &call.request)?),
+            Op::Checkpoint(call) => call.decide(Ok(self.checkpoint(turn, &call.request))),
+            Op::Await(call) => call.decide(Ok(self.step_waits(turn, &call.request)?)),
+            Op::Spawn(call) => call.decide(self.spawn(turn, &call.request)?),
+            Op::Signal(call) => call.decide(self.signal(turn, &call.request)?),
+            Op::Schedule(call) => call.decide(self.schedule(turn, &call.request)?),
             Op::ChangeSchedule(call) => {
                 let (name, change) = &call.request;
-                call.answer = Some(self.change_schedule(turn, name, *change)?);
+                call.decide(self.change_schedule(turn, name, *change)?);
             }
-            Op::Fire(call) => call.answer = Some(self.fire_now(turn, &call.request)?),
-            Op::End(call) => call.answer = Some(Ok(self.end(turn, &call.request)?)),
-            Op::Notes(call) => call.answer = Some(Ok(self.notes(turn, &call.request)?)),
+            Op::Fire(call) => call.decide(self.fire_now(turn, &call.request)?),
+            Op::End(call) => call.decide(Ok(self.end(turn, &call.request)?)),
+            Op::Notes(call) => call.decide(Ok(self.notes(turn, &call.request)?)),
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
             Op::Pause(call) => {
                 // Also ends the working off of a queue: a stop, or a shutdown, starts nothing more.
                 (self.paused, self.working_off, self.allowance) = (call.request, false, None);
                 self.tell_engine(turn, EngineEvent::Paused(self.paused));
-                call.answer = Some(Ok(()));
+                call.decide(Ok(()));
             }
             Op::Idle(call) => self.work_off(turn, call.request),
-            Op::Explain(call) => call.answer = Some(self.explain(turn, call.request)?),
-            Op::Throttle(call) => call.answer = Some(self.throttle(turn, &call.request)),
-            Op::Throttled(call) => call.answer = Some(Ok(self.throttled())),
-            Op::Stats(call) => call.answer = Some(Ok(self.counts())),
+            Op::Explain(call) => call.decide(self.explain(turn, call.request)?),
+            Op::Throttle(call) => call.decide(self.throttle(turn, &call.request)),
+            Op::Throttled(call) => call.decide(Ok(self.throttled())),
+            Op::Stats(call) => call.decide(Ok(self.counts())),
             Op::Quiet(_) | Op::Close(_) | Op::Compact(_) | Op::Tick => {}
         }
         Ok(())
@@ -625,8 +625,8 @@ impl Writer {
         self.watchers = waiting;
         for Watcher { mut op, ended: before } in over {
             match &mut op {
-                Op::Idle(call) => call.answer = Some(Ok(ended - before)),
-                Op::Quiet(call) => call.answer = Some(Ok(())),
+                Op::Idle(call) => call.decide(Ok(ended - before)),
+                Op::Quiet(call) => call.decide(Ok(())),
                 _ => {}
             }
             op.settle(None);
@@ -714,7 +714,7 @@ impl Writer {
         }
         for Watcher { mut op, .. } in self.watchers {
             if let Op::Close(call) = &mut op {
-                call.answer = Some(Ok(()));
+                call.decide(Ok(()));
             }
             op.settle(None);
         }
