@@ -77,7 +77,7 @@ async fn turnover(context: &Context, table: &mut Table) {
         unit: "MiB",
         baseline: "after a third;",
         baseline_value: memory.map_or(0.0, mib),
-        note: String::new(),
+        note: "of the process, with what earlier workloads left in it; see --only soak".into(),
     });
     let part = rates.len().div_ceil(4);
     table.row(&Row {
