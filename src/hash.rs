@@ -1,14 +1,14 @@
-//! Hashing for maps in memory whose keys users choose.
+//! Hashing for maps in memory.
 //!
-//! The standard hash withstands an attacker who sees times, at three hundred instructions a key. Our maps are small, they live as long as
-//! a group or a run, and nobody outside learns how long a search took; so a secret seed is enough, and the rest is a multiplication
-//! for every eight bytes.
+//! The standard hash withstands an attacker who sees times, at some two hundred instructions a key. The keys that users choose are in maps
+//! that live as long as a group or a run, and nobody outside learns how long a search took; so a secret seed is enough, and the
+//! rest is a multiplication for every eight bytes.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// A map whose order means nothing.
-pub(crate) type KeyedMap<K, V> = HashMap<K, V, Seeded>;
+pub(crate) type SeededMap<K, V> = HashMap<K, V, Seeded>;
 
 /// Makes hashers that differ from map to map.
 #[derive(Debug, Clone)]

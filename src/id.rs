@@ -1,14 +1,14 @@
 //! Run ids: ULIDs that grow in trigger order, and the one source of randomness behind them.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use ulid::Ulid;
 
+use crate::hash::SeededMap;
 use crate::time::Timestamp;
 
 /// The id of a run: a ULID, monotonic in trigger order over the whole life of a file.
@@ -47,29 +47,8 @@ impl Hash for RunId {
     }
 }
 
-/// A map from run ids that has no order. Its hash is cheap: nobody outside chooses the ids of runs.
-pub(crate) type RunMap<V> = HashMap<RunId, V, BuildHasherDefault<RunIdHasher>>;
-
-/// Hashes a run id.
-#[derive(Debug, Default)]
-pub(crate) struct RunIdHasher(u64);
-
-impl Hasher for RunIdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u128(u128::from(*byte)));
-    }
-
-    fn write_u128(&mut self, id: u128) {
-        // Ids of the same millisecond follow one another. A map looks at the highest bits and at the lowest, so both of them are
-        // to depend on every bit that differs: the two halves of a product do, by 2^64 divided by the golden ratio.
-        let product = u128::from(self.0 ^ (id as u64) ^ ((id >> 64) as u64).rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
+/// A map from run ids that has no order.
+pub(crate) type RunMap<V> = SeededMap<RunId, V>;
 
 impl Ord for RunId {
     // As numbers they are compared without a call, and ids are what nearly every map is searched by.
@@ -178,8 +157,10 @@ mod tests {
     fn ids_that_follow_one_another_do_not_share_their_place_in_a_map() {
         use std::collections::BTreeSet;
         use std::hash::BuildHasher;
+
+        use crate::hash::Seeded;
         const IDS: u128 = 1 << 14;
-        let hasher = BuildHasherDefault::<RunIdHasher>::default();
+        let hasher = Seeded::default();
         for step in [1, 1 << 8, 1 << 40, 1 << 80] {
             let hashes = (0..IDS).map(|n| hasher.hash_one(RunId::numbered(0x0190_0000 << 96 | (7 + n * step))));
             let hashes: Vec<u64> = hashes.collect();

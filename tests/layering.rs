@@ -14,7 +14,7 @@ const PARTS: &[(&str, May)] = &[
     ("limits.rs", May::Only(&[])),
     ("time.rs", May::Only(&[])),
     ("hash.rs", May::Only(&[])),
-    ("id.rs", May::Only(&["time"])),
+    ("id.rs", May::Only(&["hash", "time"])),
     // What a test has put in place, with the feature `testing`.
     ("hooks.rs", May::Only(&["testing::Rig"])),
     ("config.rs", May::Only(&["error", "hooks", "limits", "time"])),

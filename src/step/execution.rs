@@ -13,7 +13,7 @@ use super::blocking::Pool;
 use super::signals::{Signal, Signals};
 use crate::codec::records::{StepRecord, WaitRecord};
 use crate::event::{EventKind, StepTold, Told, What};
-use crate::hash::KeyedMap;
+use crate::hash::SeededMap;
 use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
@@ -110,7 +110,7 @@ const STEPS_EXPECTED: usize = 14;
 #[derive(Default)]
 struct Steps {
     known: BTreeMap<String, Known>,
-    in_use: KeyedMap<Arc<str>, &'static Location<'static>>,
+    in_use: SeededMap<Arc<str>, &'static Location<'static>>,
     next_index: u32,
     count: u32,
     bytes: usize,

@@ -10,7 +10,7 @@ use super::steps::Change;
 use super::tables::Table;
 use super::tail::Slot;
 use crate::codec::keys::{self, Key};
-use crate::hash::KeyedMap;
+use crate::hash::SeededMap;
 use crate::id::RunId;
 
 /// The group's rows of a table: in the order in which they came, found by their keys. Most are looked for once and never in
@@ -19,7 +19,7 @@ use crate::id::RunId;
 pub(crate) struct Staged {
     /// `None` where a row came and went.
     rows: Vec<Option<(Key, Slot)>>,
-    places: KeyedMap<Key, usize>,
+    places: SeededMap<Key, usize>,
 }
 
 /// Memory for more rows than this is given back after the group.
