@@ -1,4 +1,4 @@
-//! Answers of large groups, given by a task instead of the writer, and their events buffered.
+//! Answers of large groups, given by a task instead of the writer, which drops the events that theirs push out, too.
 //!
 //! Waking a task from a thread that is none of its runtime's takes a lock and maybe a system call for each; from a task of the
 //! runtime it is a push to a queue. So the writer hands a group over as a whole, and goes on with the next.

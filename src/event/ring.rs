@@ -4,6 +4,9 @@
 //! them in one order. A reader is a position in that order and nothing more: a slow one costs no memory, it is told how
 //! many events it missed. It is no log: what must not be missed is read from the store.
 //!
+//! The events of a commit come, and go, as one group. To keep a group takes no step for each event, since most are pushed out
+//! again without anyone having looked.
+//!
 //! Invariant: a registered waker belongs to a reader that has seen everything buffered, so publishing and closing take
 //! all wakers out at once and the list holds none that could be missed.
 
@@ -16,10 +19,16 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
+/// Events that are dropped together, at most.
+const GROUP_EVENTS_MAX: usize = 1_024;
+
 /// What the ring needs of an event as it is buffered.
 pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     /// The event as a reader gets it.
     type Event;
+
+    /// What the events of a group have in common.
+    type Common: Clone + Default + Send + Sync;
 
     /// The number of the commit it came with, dense and rising; an event without a commit has that of the last one.
     fn sequence(&self) -> u64;
@@ -28,11 +37,11 @@ pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     fn bytes(&self) -> usize;
 
     /// Puts the event together, for one reader.
-    fn event(&self) -> Arc<Self::Event>;
+    fn event(&self, common: &Self::Common) -> Arc<Self::Event>;
 }
 
 /// A bounded broadcast buffer. Clones share it; when the last one goes, it is closed.
-pub(crate) struct Ring<E> {
+pub(crate) struct Ring<E: Buffered> {
     /// Closes on drop.
     owner: Arc<Owner<E>>,
 }
@@ -50,7 +59,7 @@ pub(crate) enum Received<E> {
 }
 
 /// A listener: yields what is published until the ring closes and the rest is drained.
-pub(crate) struct Reader<E> {
+pub(crate) struct Reader<E: Buffered> {
     /// The ring without its closing handle.
     shared: Arc<Shared<E>>,
     /// Ordinal of the next event.
@@ -62,13 +71,13 @@ pub(crate) struct Reader<E> {
 }
 
 /// The writing side, counted apart from the readers, so they do not keep it open.
-struct Owner<E> {
+struct Owner<E: Buffered> {
     /// What it closes.
     shared: Arc<Shared<E>>,
 }
 
 /// What the ring and its readers share.
-struct Shared<E> {
+struct Shared<E: Buffered> {
     /// Never held while foreign code runs, except for cloning a waker: wakers wake outside, and no event holds any.
     state: Mutex<State<E>>,
     /// Readers alive.
@@ -78,16 +87,16 @@ struct Shared<E> {
 }
 
 /// The buffer. Ordinals count every event ever published, from 0.
-struct State<E> {
-    /// The newest group, if it is published and not buffered yet. Whoever looks at the rest buffers it before.
-    arrived: Vec<E>,
+struct State<E: Buffered> {
     /// Oldest first, their sequences never falling.
-    slots: VecDeque<Slot<E>>,
-    /// Ordinal of the oldest slot, so also how many were dropped.
+    chunks: VecDeque<Chunk<E>>,
+    /// Ordinal of the oldest event, so also how many were dropped.
     first: u64,
-    /// Sum of the slots' bytes.
+    /// Ordinal of the event that comes next.
+    end: u64,
+    /// Sum of the chunks' bytes.
     bytes: usize,
-    /// The ring knows nothing up to this sequence but what is still in the slots.
+    /// The ring knows nothing up to this sequence but what is still in the chunks.
     forgotten: u64,
     /// The sequence the ring began after.
     began_after: u64,
@@ -95,9 +104,29 @@ struct State<E> {
     closed: bool,
     /// Readers with nothing to read.
     waiting: Waiting,
+    /// Memory of a group that was dropped.
+    spare: Vec<E>,
 }
 
-/// A buffered event.
+/// Buffered events that follow each other.
+struct Chunk<E: Buffered> {
+    /// Ordinal of the oldest.
+    first: u64,
+    /// Of the newest: at least its own.
+    sequence: u64,
+    /// What it counts against the limit.
+    bytes: usize,
+    events: Events<E>,
+}
+
+enum Events<E: Buffered> {
+    /// They came one by one, and go so.
+    Loose(VecDeque<Slot<E>>),
+    /// They came together, and go together.
+    Group(Vec<E>, E::Common),
+}
+
+/// A buffered event that came by itself.
 struct Slot<E> {
     event: E,
     /// At least the event's own: an uncommitted event may be published after a commit it does not know of.
@@ -138,14 +167,15 @@ impl<E: Buffered> Ring<E> {
     /// A ring after a restart: what was committed up to `sequence` is past, and a reader asking for it has missed it.
     pub(crate) fn starting_after(bytes_max: usize, sequence: u64) -> Self {
         let state = State {
-            arrived: Vec::new(),
-            slots: VecDeque::new(),
+            chunks: VecDeque::new(),
             first: 0,
+            end: 0,
             bytes: 0,
             forgotten: sequence,
             began_after: sequence,
             closed: false,
             waiting: Waiting::default(),
+            spare: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), readers: AtomicUsize::new(0), bytes_max });
         Self { owner: Arc::new(Owner { shared }) }
@@ -156,46 +186,75 @@ impl<E: Buffered> Ring<E> {
     /// After [`Ring::close`] the events are dropped.
     pub(crate) fn publish(&self, events: impl IntoIterator<Item = E>) {
         let shared = &self.owner.shared;
-        let mut state = shared.buffered();
+        let mut state = shared.lock();
         if state.closed {
             return;
         }
-        let before = state.end();
+        let before = state.end;
         for event in events {
-            state.push(Slot::new(event), shared.bytes_max);
+            state.push(Slot::new(event));
         }
-        if state.end() == before {
+        if state.end == before {
             return;
         }
+        let gone = state.drop_oldest(shared.bytes_max);
         let wakers = state.waiting.take();
         drop(state);
+        drop(gone);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Appends a group of events like [`Ring::publish`], and leaves it to the next who comes to buffer them and to drop what
-    /// they push out: that is most of the work, and the publisher may be in a hurry. Leaves memory for the next group.
-    pub(crate) fn publish_group(&self, events: &mut Vec<E>) {
+    /// Appends a group of events like [`Ring::publish`], and leaves it to [`Ring::settle`] to drop what they push out: that is most
+    /// of the work, and the publisher may be in a hurry. Leaves memory for the next group.
+    ///
+    /// `bytes`: heap memory that the events and what they have in common hold.
+    pub(crate) fn publish_group(&self, events: &mut Vec<E>, common: E::Common, bytes: usize) {
+        let count = events.len();
+        // Memory that is mostly empty is not kept for as long as the events are; what is long does not go all at once.
+        let parts = (count > GROUP_EVENTS_MAX || events.capacity() > 2 * count).then(|| parts(events));
         let shared = &self.owner.shared;
         let mut state = shared.lock();
-        if state.closed || events.is_empty() {
+        if state.closed || count == 0 {
             events.clear();
             return;
         }
-        state.buffer(shared.bytes_max);
-        std::mem::swap(&mut state.arrived, events);
+        // Nobody may have settled the group before.
+        let gone = state.drop_oldest(shared.bytes_max);
+        match parts {
+            None => {
+                let memory = std::mem::take(&mut state.spare);
+                state.push_group(std::mem::replace(events, memory), common, bytes);
+            }
+            Some(parts) => {
+                let own: Vec<usize> = parts.iter().map(|part| part.iter().map(E::bytes).sum()).collect();
+                // What all have in common goes with the last of them.
+                let shared_bytes = bytes.saturating_sub(own.iter().sum());
+                let newest = parts.len() - 1;
+                for (at, (part, own)) in parts.into_iter().zip(own).enumerate() {
+                    let bytes = if at == newest { own + shared_bytes } else { own };
+                    state.push_group(part, common.clone(), bytes);
+                }
+            }
+        }
         let wakers = state.waiting.take();
         drop(state);
+        drop(gone);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Buffers the group that was published last.
+    /// Drops what groups have pushed out.
     pub(crate) fn settle(&self) {
-        drop(self.owner.shared.buffered());
+        let shared = &self.owner.shared;
+        let gone = shared.lock().drop_oldest(shared.bytes_max);
+        for mut group in gone {
+            group.clear();
+            shared.lock().spare = group;
+        }
     }
 
     /// Listens from now on.
     pub(crate) fn subscribe(&self) -> Reader<E> {
-        let position = self.owner.shared.buffered().end();
+        let position = self.owner.shared.lock().end;
         self.reader(position, 0)
     }
 
@@ -204,9 +263,8 @@ impl<E: Buffered> Ring<E> {
     /// If older ones are gone the reader first says [`Received::Lagged`]. How many is counted from the sequences, which
     /// leaves out uncommitted events: at least that many. A sequence the ring has not come to yet means from now on.
     pub(crate) fn subscribe_after(&self, sequence: u64) -> Reader<E> {
-        let state = self.owner.shared.buffered();
-        let skipped = state.slots.partition_point(|s| s.sequence <= sequence);
-        let position = state.first + skipped as u64;
+        let state = self.owner.shared.lock();
+        let position = state.after(sequence);
         let mut missed = state.forgotten.saturating_sub(sequence);
         if sequence >= state.began_after {
             missed = missed.min(state.first);
@@ -234,32 +292,22 @@ impl<E: Buffered> Ring<E> {
     }
 }
 
-impl<E> Clone for Ring<E> {
+impl<E: Buffered> Clone for Ring<E> {
     fn clone(&self) -> Self {
         Self { owner: Arc::clone(&self.owner) }
     }
 }
 
-impl<E> Drop for Owner<E> {
+impl<E: Buffered> Drop for Owner<E> {
     fn drop(&mut self) {
         self.shared.close();
     }
 }
 
-impl<E> Shared<E> {
+impl<E: Buffered> Shared<E> {
     /// Takes the lock. A panic in a waker's clone leaves the state whole, so a poisoned lock is taken all the same.
     fn lock(&self) -> MutexGuard<'_, State<E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The state with every published event in its slot.
-    fn buffered(&self) -> MutexGuard<'_, State<E>>
-    where
-        E: Buffered,
-    {
-        let mut state = self.lock();
-        state.buffer(self.bytes_max);
-        state
     }
 
     /// Lets the readers drain and end.
@@ -272,34 +320,97 @@ impl<E> Shared<E> {
     }
 }
 
-impl<E: Buffered> State<E> {
-    /// Gives each event of the group that has arrived its slot.
-    fn buffer(&mut self, bytes_max: usize) {
-        let mut group = std::mem::take(&mut self.arrived);
-        group.drain(..).for_each(|event| self.push(Slot::new(event), bytes_max));
-        self.arrived = group;
-    }
+/// The events, in pieces of their own.
+fn parts<E>(events: &mut Vec<E>) -> Vec<Vec<E>> {
+    let mut left = events.drain(..);
+    let part = || Some(left.by_ref().take(GROUP_EVENTS_MAX).collect()).filter(|part: &Vec<E>| !part.is_empty());
+    std::iter::from_fn(part).collect()
 }
 
-impl<E> State<E> {
-    /// Ordinal of the event that comes next.
-    fn end(&self) -> u64 {
-        self.first + self.slots.len() as u64
+impl<E: Buffered> State<E> {
+    /// The sequence of the newest event.
+    fn last(&self) -> u64 {
+        self.chunks.back().map_or(self.forgotten, |chunk| chunk.sequence)
     }
 
-    /// Appends one and drops the oldest over the limit.
-    fn push(&mut self, mut slot: Slot<E>, bytes_max: usize) {
-        let last = self.slots.back().map_or(self.forgotten, |s| s.sequence);
-        slot.sequence = slot.sequence.max(last);
-        self.bytes += slot.bytes;
-        self.slots.push_back(slot);
-        while self.bytes > bytes_max && self.slots.len() > 1 {
-            let Some(oldest) = self.slots.pop_front() else {
-                return;
-            };
-            self.bytes -= oldest.bytes;
-            self.first += 1;
-            self.forgotten = oldest.sequence;
+    /// Appends one.
+    fn push(&mut self, mut slot: Slot<E>) {
+        slot.sequence = slot.sequence.max(self.last());
+        let (sequence, bytes) = (slot.sequence, slot.bytes);
+        match self.chunks.back_mut() {
+            Some(Chunk { events: Events::Loose(slots), sequence: last, bytes: sum, .. }) => {
+                slots.push_back(slot);
+                (*last, *sum) = (sequence, *sum + bytes);
+            }
+            _ => {
+                let events = Events::Loose(VecDeque::from([slot]));
+                self.chunks.push_back(Chunk { first: self.end, sequence, bytes, events });
+            }
+        }
+        self.bytes += bytes;
+        self.end += 1;
+    }
+
+    /// Appends those of a group, whose sequences don't fall.
+    fn push_group(&mut self, events: Vec<E>, common: E::Common, bytes: usize) {
+        let sequence = events.last().map_or(0, E::sequence).max(self.last());
+        let bytes = bytes + events.capacity() * size_of::<E>() + size_of::<Chunk<E>>();
+        let first = self.end;
+        self.bytes += bytes;
+        self.end += events.len() as u64;
+        self.chunks.push_back(Chunk { first, sequence, bytes, events: Events::Group(events, common) });
+    }
+
+    /// Drops the oldest over the limit, but never the newest. Gives the groups among them, to be freed without the lock.
+    fn drop_oldest(&mut self, bytes_max: usize) -> Vec<Vec<E>> {
+        let mut groups = Vec::new();
+        while self.bytes > bytes_max && self.end - self.first > 1 {
+            let is_last = self.chunks.len() == 1;
+            let Some(chunk) = self.chunks.front_mut() else { break };
+            match &mut chunk.events {
+                Events::Loose(slots) => {
+                    let Some(oldest) = slots.pop_front() else { break };
+                    chunk.first += 1;
+                    chunk.bytes -= oldest.bytes;
+                    self.bytes -= oldest.bytes;
+                    self.forgotten = oldest.sequence;
+                    self.first += 1;
+                    if slots.is_empty() {
+                        self.chunks.pop_front();
+                    }
+                }
+                Events::Group(..) if is_last => break,
+                Events::Group(events, _) => {
+                    self.bytes -= chunk.bytes;
+                    self.forgotten = chunk.sequence;
+                    self.first += events.len() as u64;
+                    groups.push(std::mem::take(events));
+                    self.chunks.pop_front();
+                }
+            }
+        }
+        groups
+    }
+
+    /// Ordinal of the first event with a sequence over this one.
+    fn after(&self, sequence: u64) -> u64 {
+        let at = self.chunks.partition_point(|chunk| chunk.sequence <= sequence);
+        let Some(chunk) = self.chunks.get(at) else { return self.end };
+        let before = match &chunk.events {
+            Events::Loose(slots) => slots.partition_point(|slot| slot.sequence <= sequence),
+            Events::Group(events, _) => events.partition_point(|event| event.sequence() <= sequence),
+        };
+        chunk.first + before as u64
+    }
+
+    /// The event of an ordinal, if it is there.
+    fn get(&self, ordinal: u64) -> Option<(E, E::Common)> {
+        let at = self.chunks.partition_point(|chunk| chunk.first <= ordinal).checked_sub(1)?;
+        let chunk = self.chunks.get(at)?;
+        let within = usize::try_from(ordinal - chunk.first).ok()?;
+        match &chunk.events {
+            Events::Loose(slots) => slots.get(within).map(|slot| (slot.event.clone(), E::Common::default())),
+            Events::Group(events, common) => events.get(within).map(|event| (event.clone(), common.clone())),
         }
     }
 }
@@ -329,19 +440,17 @@ impl<E: Buffered> Reader<E> {
 
     /// Takes the next, or leaves the task's waker.
     fn poll(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Option<Received<E::Event>>> {
-        let mut state = self.shared.buffered();
+        let mut state = self.shared.lock();
         let behind = state.first.saturating_sub(self.position);
         let missed = std::mem::take(&mut self.missed) + behind;
         self.position += behind;
         if missed > 0 {
             return Poll::Ready(Some(Received::Lagged { missed }));
         }
-        let index = usize::try_from(self.position - state.first).unwrap_or(usize::MAX);
-        if let Some(slot) = state.slots.get(index) {
-            let told = slot.event.clone();
+        if let Some((told, common)) = state.get(self.position) {
             self.position += 1;
             drop(state);
-            return Poll::Ready(Some(Received::Event(told.event())));
+            return Poll::Ready(Some(Received::Event(told.event(&common))));
         }
         if state.closed {
             return Poll::Ready(None);
@@ -365,7 +474,7 @@ impl<E: Buffered + Unpin> Stream for Reader<E> {
     }
 }
 
-impl<E> Drop for Reader<E> {
+impl<E: Buffered> Drop for Reader<E> {
     fn drop(&mut self) {
         self.shared.readers.fetch_sub(1, Relaxed);
         if let Some(ticket) = self.ticket {

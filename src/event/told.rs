@@ -1,8 +1,8 @@
 //! Events as they are buffered: put together only for someone who listens.
 //!
 //! What every event of a run has in common stands in one [`Subject`], and what a checkpoint tells is read from its record, as it
-//! lies in the journal's row. So an event that nobody listens to costs two counts, and holds no memory that a body's thread
-//! made: giving that back from the writer's thread is what allocators are slow at.
+//! lies in the journal's row, which the events of a group have in common. So an event that nobody listens to costs one count, and
+//! holds no memory that a body's thread made: giving that back from the writer's thread is what allocators are slow at.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,14 +55,14 @@ pub(crate) enum What {
         at: usize,
     },
     /// A step's outcome that is too large for the group's row.
-    Checkpoint(StepTold),
-    /// A step's outcome that is on disk; its key, and its error if it has one, are read from the record.
+    Checkpoint(Box<StepTold>),
+    /// A step's outcome that is on disk; its key, and its error if it has one, are read from the record, which lies here in the
+    /// group's row.
     Recorded {
         index: u32,
         duration: Duration,
-        record: Bytes,
-        /// Its share of the journal's row, which is kept as long as any of its steps is told of.
-        held: usize,
+        at: u32,
+        bytes: u32,
     },
 }
 
@@ -79,13 +79,16 @@ pub(crate) struct StepTold {
 }
 
 impl Told {
-    fn kind(&self) -> EventKind {
+    fn kind(&self, row: &Bytes) -> EventKind {
         let (index, duration, record) = match &self.what {
             What::Kind(kind) => return EventKind::clone(kind),
             // Told of only once its row is on disk.
             What::Staged { index, duration, .. } => (*index, *duration, Bytes::new()),
             What::Checkpoint(told) => (told.index, told.duration, Bytes::copy_from_slice(&told.record)),
-            What::Recorded { index, duration, record, .. } => (*index, *duration, record.clone()),
+            What::Recorded { index, duration, at, bytes } => {
+                let (from, upto) = (*at as usize, *at as usize + *bytes as usize);
+                (*index, *duration, if upto <= row.len() { row.slice(from..upto) } else { Bytes::new() })
+            }
         };
         match codec::open::<StepRecord>(Table::Steps, &keys::of_run(self.subject.run, index), &record) {
             Ok((StepRecord { key, error: None, open: None, .. }, output)) => {
@@ -103,6 +106,8 @@ impl Told {
 
 impl Buffered for Told {
     type Event = Event;
+    /// The journal's row.
+    type Common = Bytes;
 
     fn sequence(&self) -> u64 {
         self.sequence
@@ -111,14 +116,13 @@ impl Buffered for Told {
     fn bytes(&self) -> usize {
         let what = match &self.what {
             What::Kind(kind) => kind.bytes(),
-            What::Staged { .. } => 0,
+            What::Staged { .. } | What::Recorded { .. } => 0,
             What::Checkpoint(step) => step.step.len() + step.record.len(),
-            What::Recorded { held, .. } => *held,
         };
         what + self.subject.labels_bytes
     }
 
-    fn event(&self) -> Arc<Event> {
+    fn event(&self, row: &Bytes) -> Arc<Event> {
         Arc::new(Event {
             sequence: self.sequence,
             committed: self.committed,
@@ -126,25 +130,7 @@ impl Buffered for Told {
             run_id: self.subject.run,
             job_name: self.subject.job_name.clone(),
             labels: self.subject.labels.clone(),
-            kind: self.kind(),
+            kind: self.kind(row),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_recorded_step_counts_the_memory_that_it_keeps_and_not_only_its_own() {
-        let row = Bytes::from(vec![0; 1_000]);
-        let told = |held| Told {
-            sequence: 1,
-            committed: true,
-            timestamp: Timestamp::from_millis(0),
-            subject: Subject::new(RunId::MIN, "job".into(), Arc::default()),
-            what: What::Recorded { index: 0, duration: Duration::ZERO, record: row.slice(..10), held },
-        };
-        assert_eq!(told(500).bytes() + told(500).bytes(), row.len());
     }
 }

@@ -46,10 +46,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The record that the change number `at` of the row's `steps` changes to steps puts. They are the last of the row.
-    pub(crate) fn step(&self, steps: usize, at: usize) -> Option<Bytes> {
-        let entry = self.entries.get(self.entries.len().checked_sub(steps)? + at)?;
-        Some(self.bytes.slice(entry.value.clone()?))
+    /// Where the record lies that the change number `at` of the row's `steps` changes to steps puts. They are the last of the row.
+    pub(crate) fn step(&self, steps: usize, at: usize) -> Option<Range<usize>> {
+        self.entries.get(self.entries.len().checked_sub(steps)? + at)?.value.clone()
     }
 
     /// The values that the row puts.

@@ -20,8 +20,9 @@ struct Note {
 
 impl Buffered for Note {
     type Event = Note;
+    type Common = ();
 
-    fn event(&self) -> Arc<Note> {
+    fn event(&self, (): &()) -> Arc<Note> {
         Arc::new(self.clone())
     }
     fn sequence(&self) -> u64 {
@@ -43,6 +44,12 @@ fn ring(notes_max: usize) -> Ring<Note> {
 
 fn state<T>(ring: &Ring<Note>, look: impl Fn(&State<Note>) -> T) -> T {
     look(&ring.owner.shared.lock())
+}
+
+/// The events that came one by one.
+fn slots(state: &State<Note>) -> Vec<&VecDeque<Slot<Note>>> {
+    let events = state.chunks.iter().map(|chunk| &chunk.events);
+    events.filter_map(|events| if let Events::Loose(slots) = events { Some(slots) } else { None }).collect()
 }
 
 fn wakers(ring: &Ring<Note>) -> usize {
@@ -181,8 +188,8 @@ fn memory_stays_bounded_and_dropped_events_are_freed() {
         ring.publish([Note { sequence, bytes: (sequence as usize * 37) % 900 }]);
         state(&ring, |s| {
             assert!(s.bytes <= 10_000);
-            assert_eq!(s.bytes, s.slots.iter().map(|slot| slot.bytes).sum::<usize>());
-            assert!(s.slots.capacity() < 1_000);
+            assert_eq!(s.bytes, s.chunks.iter().map(|chunk| chunk.bytes).sum::<usize>());
+            assert!(slots(s).iter().map(|slots| slots.capacity()).sum::<usize>() < 1_000);
         });
     }
     assert_eq!(Arc::strong_count(&first), 1, "only the reader still has it");
@@ -195,7 +202,7 @@ fn an_event_over_the_limit_is_delivered_alone() {
     ring.publish([note(1), Note { sequence: 2, bytes: 5_000 }]);
     assert_eq!(drain(&mut reader), ["-1", "2"]);
     ring.publish([note(3)]);
-    assert_eq!(state(&ring, |s| s.slots.len()), 1);
+    assert_eq!(state(&ring, |s| s.end - s.first), 1);
     assert_eq!(drain(&mut reader), ["3"]);
 }
 
@@ -445,40 +452,104 @@ fn readers_and_rings_cross_threads() {
     check::<Received<Note>>();
 }
 
-fn group(sequences: std::ops::Range<u64>) -> Vec<Note> {
-    sequences.map(note).collect()
+fn publish_group(ring: &Ring<Note>, sequences: std::ops::Range<u64>) {
+    let mut events: Vec<Note> = sequences.map(note).collect();
+    ring.publish_group(&mut events, (), 0);
+    assert!(events.is_empty());
 }
 
 #[test]
 fn groups_are_read_in_order_with_what_is_published_between_them() {
     let ring = ring(100);
     let mut early = ring.subscribe();
-    ring.publish_group(&mut group(1..4));
-    ring.publish([note(4)]);
-    ring.publish_group(&mut group(5..7));
+    publish_group(&ring, 1..4);
+    ring.publish([note(4), note(4)]);
+    publish_group(&ring, 5..7);
+    let late = [0, 1, 3, 4, 5, 6].map(|sequence| drain(&mut ring.subscribe_after(sequence)).len());
+    assert_eq!(late, [7, 6, 4, 2, 1, 0]);
     let mut late = ring.subscribe_after(5);
     let mut from_now = ring.subscribe();
     ring.settle();
-    ring.publish_group(&mut group(7..8));
-    assert_eq!(drain(&mut early), ["1", "2", "3", "4", "5", "6", "7"]);
+    publish_group(&ring, 7..8);
+    assert_eq!(drain(&mut early), ["1", "2", "3", "4", "4", "5", "6", "7"]);
     assert_eq!(drain(&mut late), ["6", "7"]);
     assert_eq!(drain(&mut from_now), ["7"]);
-    ring.publish_group(&mut group(8..9));
+    publish_group(&ring, 8..9);
     ring.close();
     assert_eq!(drain(&mut early), ["8", "end"]);
 }
 
 #[test]
-fn groups_that_nobody_looks_at_do_not_pile_up() {
-    let ring = ring(15);
+fn an_uncommitted_event_after_a_group_that_is_newer_does_not_break_the_replay() {
+    let ring = ring(100);
+    publish_group(&ring, 5..8);
+    ring.publish([note(6)]);
+    publish_group(&ring, 8..9);
+    assert_eq!(drain(&mut ring.subscribe_after(6)), ["7", "6", "8"]);
+    assert_eq!(drain(&mut ring.subscribe_after(7)), ["8"]);
+}
+
+#[test]
+fn the_oldest_group_goes_as_a_whole_and_the_newest_stays() {
+    let ring = ring(20);
     let mut reader = ring.subscribe();
-    for first in (1..=200).step_by(10) {
-        ring.publish_group(&mut group(first..first + 10));
-        let (arrived, slots) = state(&ring, |s| (s.arrived.len(), s.slots.len()));
-        assert!(arrived <= 10 && slots <= 15, "{arrived} events and {slots}");
+    for first in [1, 11, 21] {
+        publish_group(&ring, first..first + 10);
+    }
+    ring.settle();
+    assert_eq!(drain(&mut reader)[..2], ["-10", "11"]);
+    let mut huge = vec![note(31), note(32)];
+    ring.publish_group(&mut huge, (), 1 << 20);
+    ring.settle();
+    assert_eq!(drain(&mut ring.subscribe_after(0)), ["-30", "31", "32"]);
+    assert_eq!(drain(&mut ring.subscribe_after(25)), ["-5", "31", "32"]);
+    // Whatever comes after it pushes it out.
+    ring.publish([note(33)]);
+    assert_eq!(drain(&mut ring.subscribe_after(0)), ["-32", "33"]);
+}
+
+#[test]
+fn groups_count_their_memory_and_do_not_pile_up_where_nobody_looks() {
+    let ring = Ring::new(100_000);
+    let mut reader = ring.subscribe();
+    let mut events = Vec::new();
+    for first in (1..=20_000).step_by(10) {
+        events.extend((first..first + 10).map(note));
+        ring.publish_group(&mut events, (), 700);
+        state(&ring, |s| {
+            assert!(s.bytes <= 100_000 + 2_000, "{}", s.bytes);
+            assert_eq!(s.bytes, s.chunks.iter().map(|chunk| chunk.bytes).sum::<usize>());
+            assert!(s.chunks.len() < 140, "{}", s.chunks.len());
+        });
+        if first % 3 == 0 {
+            ring.settle();
+        }
     }
     let seen = drain(&mut reader);
-    assert_eq!((seen.len(), &seen[0][..], &seen[1][..], &seen[15][..]), (16, "-185", "186", "200"));
+    let missed = 20_000 - (seen.len() - 1);
+    assert_eq!((&seen[0], &seen[1]), (&format!("-{missed}"), &(missed + 1).to_string()));
+}
+
+#[test]
+fn a_group_that_is_longer_than_the_buffer_leaves_its_end() {
+    let ring = ring(5_000);
+    let mut reader = ring.subscribe();
+    publish_group(&ring, 1..100_001);
+    ring.settle();
+    assert!(state(&ring, |s| s.bytes) <= 5_000 * Slot::new(note(0)).bytes);
+    let seen = drain(&mut reader);
+    assert_eq!(seen.last().map(String::as_str), Some("100000"));
+    assert!(seen.len() > 2_000, "{}", seen.len());
+}
+
+#[test]
+fn memory_of_a_long_group_is_not_kept_for_a_short_one() {
+    let ring = ring(1 << 20);
+    let mut events = Vec::with_capacity(10_000);
+    events.push(note(1));
+    ring.publish_group(&mut events, (), 0);
+    assert!(state(&ring, |s| s.bytes) < 1_000);
+    assert_eq!(drain(&mut ring.subscribe_after(0)), ["1"]);
 }
 
 #[test]
@@ -487,13 +558,11 @@ fn a_group_wakes_who_waits_and_an_empty_one_nobody() {
     let mut reader = ring.subscribe();
     let (count, waker) = counting();
     assert!(reader.poll(Some(&mut Context::from_waker(&waker))).is_pending());
-    ring.publish_group(&mut Vec::new());
+    publish_group(&ring, 1..1);
     assert_eq!(count.0.load(Ordering::SeqCst), 0);
-    let mut events = group(1..3);
-    ring.publish_group(&mut events);
-    assert!(events.is_empty());
+    publish_group(&ring, 1..3);
     assert_eq!(count.0.load(Ordering::SeqCst), 1);
     ring.close();
-    ring.publish_group(&mut group(3..5));
+    publish_group(&ring, 3..5);
     assert_eq!(drain(&mut reader), ["1", "2", "end"]);
 }

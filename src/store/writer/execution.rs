@@ -132,7 +132,7 @@ impl Writer {
         }
         if !part {
             let what = if told.record.len() > INLINE_BYTES_MAX {
-                What::Checkpoint(told.clone())
+                What::Checkpoint(Box::new(told.clone()))
             } else {
                 What::Staged { index: told.index, duration: told.duration, at }
             };

@@ -61,8 +61,8 @@ pub(crate) trait Effects: Send + Sync {
     fn cancel(&self, run: RunId, generation: Generation);
     /// Something that a step of the body may wait for is on disk: tell the body.
     fn news(&self, _run: RunId, _generation: Generation, _news: News) {}
-    /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be. Events that were
-    /// published as a group are buffered there too.
+    /// A group is on disk: takes what bodies asked for, to answer it soon and elsewhere; leaves what can't be. Events that the
+    /// published ones push out are dropped there too.
     fn answer(&self, _ops: &mut Vec<Op>) {}
 }
 
@@ -557,10 +557,12 @@ impl Writer {
     /// Tells everyone what is on disk now.
     fn publish(&mut self, mut done: turn::Done) {
         self.condition.set_sequence(self.disk.next_sequence() - 1);
-        if done.events.len() >= RELAYED_OPS_MIN && done.stage.bytes() <= GROUP_BYTES_MAX {
-            self.events.publish_group(&mut done.events);
-        } else {
-            self.events.publish(done.events.drain(..));
+        // Who answers a large group settles it too.
+        let relayed = done.events.len() >= RELAYED_OPS_MIN && done.stage.bytes() <= GROUP_BYTES_MAX;
+        let bytes = done.events_bytes + done.row.len();
+        self.events.publish_group(&mut done.events, std::mem::take(&mut done.row), bytes);
+        if !relayed {
+            self.events.settle();
         }
         for (run, ended) in &done.ends {
             self.ended += u64::from(!matches!(ended, Ended::Deleted));

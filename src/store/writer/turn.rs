@@ -11,6 +11,7 @@ use super::Start;
 use crate::codec::records::{RunRecord, StateRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Generation, JobNumber};
+use crate::event::ring::Buffered;
 use crate::event::{Ended, EventKind, Subject, Told, What};
 use crate::id::RunId;
 use crate::run::RunStatus;
@@ -45,6 +46,8 @@ pub(super) struct Turn<'v> {
     pub(super) tallied: BTreeSet<JobNumber>,
     pub(super) ends: Vec<(RunId, Ended)>,
     events: Vec<Told>,
+    /// Heap memory that they hold.
+    events_bytes: usize,
     next_sequence: u64,
 }
 
@@ -52,6 +55,10 @@ pub(super) struct Turn<'v> {
 pub(super) struct Done {
     pub(super) stage: Stage,
     pub(super) events: Vec<Told>,
+    /// Heap memory that they hold.
+    pub(super) events_bytes: usize,
+    /// Where the records lie that they tell of, once the group is on disk.
+    pub(super) row: Bytes,
     pub(super) effects: Vec<Effect>,
     pub(super) live: Vec<(RunId, LiveChange)>,
     pub(super) ends: Vec<(RunId, Ended)>,
@@ -70,7 +77,7 @@ pub(super) struct Spare {
 impl Done {
     /// What is left once everything is published.
     pub(super) fn into_spare(self) -> Spare {
-        let Done { mut stage, mut events, mut effects, mut ends, mut live } = self;
+        let Done { mut stage, mut events, mut effects, mut ends, mut live, .. } = self;
         stage.clear();
         events.clear();
         effects.clear();
@@ -82,15 +89,20 @@ impl Done {
     /// The group is on disk, as this row: what its steps tell is told from there. Without the row at hand, it is copied.
     pub(super) fn recorded(&mut self, row: Option<&Row>) {
         let steps = self.stage.steps().len();
-        let share = row.map_or(0, |row| row.bytes.len() / steps.max(1));
+        let mut copied = Vec::new();
         for event in &mut self.events {
             if let What::Staged { index, duration, at } = event.what {
-                let in_row = row.and_then(|row| row.step(steps, at));
-                let record = in_row.unwrap_or_else(|| Bytes::copy_from_slice(self.stage.record(at)));
-                let held = share.max(record.len());
-                event.what = What::Recorded { index, duration, record, held };
+                let place = row.and_then(|row| row.step(steps, at)).unwrap_or_else(|| {
+                    let from = copied.len();
+                    copied.extend_from_slice(self.stage.record(at));
+                    from..copied.len()
+                });
+                // A row is shorter than 4 GiB: what goes into it is bounded, and large values lie elsewhere.
+                let (at, bytes) = (place.start as u32, place.len() as u32);
+                event.what = What::Recorded { index, duration, at, bytes };
             }
         }
+        self.row = row.map_or_else(|| copied.into(), |row| row.bytes.clone());
     }
 
     /// How many sequence numbers the group takes.
@@ -141,19 +153,20 @@ impl<'v> Turn<'v> {
             tallied: BTreeSet::new(),
             ends,
             events,
+            events_bytes: 0,
             next_sequence,
         }
     }
 
     pub(super) fn done(self) -> Done {
-        let Turn { stage, mut events, effects, live, ends, next_sequence, .. } = self;
+        let Turn { stage, mut events, events_bytes, effects, live, ends, next_sequence, .. } = self;
         if stage.is_empty() {
             // Nothing is written, so there is no row to carry sequences: these events are told like uncommitted ones.
             for event in &mut events {
                 (event.committed, event.sequence) = (false, next_sequence - 1);
             }
         }
-        Done { stage, events, effects, live, ends }
+        Done { stage, events, events_bytes, row: Bytes::new(), effects, live, ends }
     }
 
     /// The file as it will be with this group.
@@ -248,13 +261,15 @@ impl<'v> Turn<'v> {
 
     /// Adds an event of this commit.
     pub(super) fn tell(&mut self, subject: &Arc<Subject>, what: What) {
-        self.events.push(Told {
+        let told = Told {
             sequence: self.next_sequence + self.events.len() as u64,
             committed: true,
             timestamp: self.now,
             subject: subject.clone(),
             what,
-        });
+        };
+        self.events_bytes += told.bytes();
+        self.events.push(told);
     }
 
     /// Adds an event of this commit about a run that does not execute.
