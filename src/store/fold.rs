@@ -14,7 +14,7 @@ use redb::WriteTransaction;
 use super::Fault;
 use super::bulk::{Raw, insert_ascending, remove_ascending};
 use super::journal;
-use super::steps::{self, Folded, Folder, StepSlot};
+use super::steps::{self, Folded, Folder};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::tail::Tail;
 use crate::codec::BlobRef;
@@ -249,7 +249,7 @@ impl Slice {
         let mut freed = Vec::new();
         let mut next = Phase::Orphans { from: 0 };
         let mut folder = Folder::default();
-        let mut slots: Vec<&StepSlot> = Vec::new();
+        let mut records: Vec<(u32, Option<&[u8]>)> = Vec::new();
         for (run, steps) in tail.steps_from(first_run) {
             let from = if run == first_run { first_index } else { 0 };
             if rows >= size.rows || bytes >= size.bytes {
@@ -261,27 +261,30 @@ impl Slice {
             let is_due = steps.slots().iter().any(|slot| slot.group <= round);
             let upto = tail.newest_group().filter(|_| is_due).unwrap_or(round);
             let cleared = steps.cleared().is_some_and(|group| group <= round);
-            slots.clear();
+            records.clear();
             let due = steps.slots().iter().filter(|slot| slot.index >= from && slot.group <= upto);
             for slot in due {
                 if rows >= size.rows || bytes >= size.bytes {
                     next = Phase::Steps { run, index: slot.index };
                     break;
                 }
+                let record = tail.record(slot)?.map(|(row, range)| &row[range]);
                 rows += 1;
-                bytes += slot.value.as_ref().map_or(0, Bytes::len);
-                slots.push(slot);
+                bytes += record.map_or(0, <[u8]>::len);
+                records.push((slot.index, record));
             }
-            if !cleared && slots.is_empty() {
+            if !cleared && records.is_empty() {
                 continue;
             }
             let table = opened(txn, Table::Steps, &mut target)?;
             if cleared {
                 rows += CLEARING;
-                steps::clear_blocks(table, run, steps.slots(), &mut freed)?;
+                let kept = steps.slots().iter().map(|slot| Ok(tail.record(slot)?.map(|(row, range)| &row[range])));
+                let kept = kept.collect::<Result<Vec<_>, Fault>>()?;
+                steps::clear_blocks(table, run, &kept, &mut freed)?;
             }
-            folder.fold(table, run, &slots, &mut freed)?;
-            let range = slots.first().zip(slots.last()).map(|(first, last)| (first.index, last.index));
+            folder.fold(table, run, &records, &mut freed)?;
+            let range = records.first().zip(records.last()).map(|((first, _), (last, _))| (*first, *last));
             self.steps.push(Folded { run, cleared, range, upto });
             if matches!(next, Phase::Steps { .. }) {
                 break;

@@ -100,7 +100,7 @@ impl RowBuilder {
 }
 
 /// What a record of a step says; `None` where its key is none of a step.
-pub(crate) fn step_change(key: &[u8], value: Option<Bytes>) -> Option<(RunId, Change<Bytes>)> {
+pub(crate) fn step_change<V>(key: &[u8], value: Option<V>) -> Option<(RunId, Change<V>)> {
     if value.is_none()
         && let Some(run) = RunId::from_slice(key)
     {
@@ -168,8 +168,7 @@ pub(crate) fn read(bytes: Vec<u8>, hooks: &Hooks) -> Result<Row, &'static str> {
             let length = u32::from_le_bytes(bytes[at].try_into().map_err(|_| "record cut")?);
             Some(reader.take(length as usize).ok_or("value cut")?)
         };
-        if table == Table::Steps && step_change(&bytes[key.clone()], value.clone().map(|at| bytes.slice(at))).is_none()
-        {
+        if table == Table::Steps && step_change(&bytes[key.clone()], value.clone()).is_none() {
             return Err("a step without run and index");
         }
         // What stands in a row found on disk may have been folded in part already.

@@ -9,6 +9,8 @@
 //! `StepRecord`, or the reference of one that lies in the blob table.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use redb::ReadableTable;
@@ -23,7 +25,7 @@ use crate::id::RunId;
 const BLOCK_BYTES: usize = 1 << 10;
 
 /// A run with one step in the tail is likely to get more: room for so many costs less than to grow twice.
-const SLOTS_MIN: usize = 8;
+const SLOTS_MIN: usize = 16;
 
 /// A step by its index, and its record.
 pub(crate) type Indexed = (u32, Bytes);
@@ -45,13 +47,33 @@ pub(crate) struct TailSteps {
     slots: Vec<StepSlot>,
 }
 
-/// The newest record of a step.
+/// The newest record of a step. It says where that is and does not hold it: most are never looked at before they are folded,
+/// and to count who holds a row is dear where many threads do.
 #[derive(Debug)]
 pub(crate) struct StepSlot {
     pub(crate) index: u32,
     pub(crate) group: u64,
     /// `None` is a tombstone.
-    pub(crate) value: Option<Bytes>,
+    pub(crate) place: Option<Place>,
+}
+
+/// Where a record lies in its group's row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Never 0, where the row's header is.
+    at: NonZeroU32,
+    bytes: u32,
+}
+
+impl Place {
+    pub(crate) fn new(range: &Range<usize>) -> Option<Place> {
+        Some(Place { at: NonZeroU32::new(range.start.try_into().ok()?)?, bytes: range.len().try_into().ok()? })
+    }
+
+    pub(crate) fn range(self) -> Range<usize> {
+        let at = self.at.get() as usize;
+        at..at + self.bytes as usize
+    }
 }
 
 impl TailSteps {
@@ -72,13 +94,10 @@ impl TailSteps {
         &self.slots
     }
 
-    /// Takes up a change. Blobs that only superseded records refer to go to `orphans`, with the group of each.
-    pub(crate) fn apply(&mut self, group: u64, change: Change<Bytes>, orphans: &mut Vec<(u64, u64)>) {
-        let mut orphan = |slot: &StepSlot| {
-            orphans.extend(slot.value.as_deref().and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
-        };
-        let (index, value) = match change {
-            Change::Put(index, value) => (index, Some(value)),
+    /// Takes up a change. Of a record that it supersedes, `orphan` is told.
+    pub(crate) fn apply(&mut self, group: u64, change: Change<Place>, mut orphan: impl FnMut(&StepSlot)) {
+        let (index, place) = match change {
+            Change::Put(index, place) => (index, Some(place)),
             Change::Remove(index) => (index, None),
             Change::Clear => {
                 self.slots.drain(..).for_each(|slot| orphan(&slot));
@@ -86,7 +105,7 @@ impl TailSteps {
                 return;
             }
         };
-        let slot = StepSlot { index, group, value };
+        let slot = StepSlot { index, group, place };
         if self.slots.last().is_none_or(|last| last.index < index) {
             if self.slots.capacity() == 0 {
                 self.slots.reserve(SLOTS_MIN);
@@ -172,7 +191,7 @@ fn size_of_block(steps: &[Indexed]) -> usize {
 pub(crate) fn clear_blocks(
     table: &mut Raw<'_>,
     run: RunId,
-    kept: &[StepSlot],
+    kept: &[Option<&[u8]>],
     freed: &mut Vec<u64>,
 ) -> Result<(), Fault> {
     let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
@@ -185,7 +204,7 @@ pub(crate) fn clear_blocks(
         false
     })?;
     if !found.is_empty() {
-        let kept = kept.iter().filter_map(|slot| slot.value.as_deref().and_then(BlobRef::of)).map(|blob| blob.id);
+        let kept = kept.iter().flatten().filter_map(|record| BlobRef::of(record)).map(|blob| blob.id);
         let kept: BTreeSet<u64> = kept.collect();
         freed.extend(found.into_iter().filter(|blob| !kept.contains(blob)));
     }
@@ -202,12 +221,12 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Folds steps of one run, ascending. Blobs that superseded records refer to go to `freed`.
+    /// Folds steps of one run, ascending; those without a record are deleted. Blobs that superseded records refer to go to `freed`.
     pub(crate) fn fold(
         &mut self,
         table: &mut Raw<'_>,
         run: RunId,
-        slots: &[&StepSlot],
+        records: &[(u32, Option<&[u8]>)],
         freed: &mut Vec<u64>,
     ) -> Result<(), Fault> {
         let last = match self.last {
@@ -216,15 +235,15 @@ impl Folder {
         };
         self.last = Some(last);
         if last.is_none_or(|last| run > last) {
-            self.begin(run, slots);
+            self.begin(run, records);
             return Ok(());
         }
-        let mut slots = slots.iter().peekable();
-        while let Some(slot) = slots.peek() {
-            let mut block = Block::at(table, run, slot.index)?;
+        let mut records = records.iter().peekable();
+        while let Some((index, _)) = records.peek() {
+            let mut block = Block::at(table, run, *index)?;
             // As many as have their place in this block.
-            while let Some(slot) = slots.next_if(|slot| block.takes(slot.index)) {
-                block.set(slot.index, slot.value.clone(), freed);
+            while let Some((index, record)) = records.next_if(|(index, _)| block.takes(*index)) {
+                block.set(*index, record.map(Bytes::copy_from_slice), freed);
             }
             block.write(table)?;
         }
@@ -232,8 +251,8 @@ impl Folder {
     }
 
     /// The first blocks of a run.
-    fn begin(&mut self, run: RunId, slots: &[&StepSlot]) {
-        let mut steps = slots.iter().filter_map(|slot| Some((slot.index, slot.value.as_ref()?))).peekable();
+    fn begin(&mut self, run: RunId, records: &[(u32, Option<&[u8]>)]) {
+        let mut steps = records.iter().filter_map(|(index, record)| Some((*index, (*record)?))).peekable();
         while let Some((first, _)) = steps.peek() {
             let key = keys::of_run(run, *first);
             let mut size = 0;

@@ -5,6 +5,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -13,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::journal::Row;
-use super::steps::{Folded, TailSteps};
+use super::steps::{Folded, Place, StepSlot, TailSteps};
 use super::tables::Table;
-use crate::codec::BlobRef;
+use crate::codec::{BlobRef, Corrupted};
 use crate::codec::keys::Key;
 use crate::id::{RunId, RunMap};
 use crate::time::Timestamp;
@@ -95,8 +96,14 @@ pub(crate) enum LiveChange {
 #[derive(Debug)]
 struct Group {
     number: u64,
-    bytes: usize,
+    row: Bytes,
     at: Duration,
+}
+
+/// The row of a group.
+fn row_of(groups: &VecDeque<Group>, number: u64) -> Option<&Bytes> {
+    let at = groups.binary_search_by_key(&number, |group| group.number).ok()?;
+    groups.get(at).map(|group| &group.row)
 }
 
 impl Tail {
@@ -126,7 +133,7 @@ impl Tail {
     pub(crate) fn middle_group(&self) -> Option<u64> {
         let mut bytes = 0;
         let older = |group: &&Group| {
-            bytes += group.bytes;
+            bytes += group.row.len();
             2 * bytes >= self.bytes
         };
         self.groups.iter().find(older).map(|group| group.number)
@@ -176,6 +183,17 @@ impl Tail {
         self.steps.get(&run)
     }
 
+    /// The row in which a step's record lies, and where in it; `None` for a tombstone.
+    ///
+    /// # Errors
+    /// Where the row is not there any more. It goes after all its steps are folded.
+    pub(crate) fn record(&self, slot: &StepSlot) -> Result<Option<(&Bytes, Range<usize>)>, Corrupted> {
+        let Some(place) = slot.place else { return Ok(None) };
+        let row = row_of(&self.groups, slot.group).filter(|row| place.range().end <= row.len());
+        let gone = || Corrupted { table: "journal", key: slot.group.to_string(), reason: "removed before its steps" };
+        Ok(Some((row.ok_or_else(gone)?, place.range())))
+    }
+
     /// The runs that the tail has steps of, in order, from one on.
     pub(crate) fn steps_from(&self, run: RunId) -> impl Iterator<Item = (RunId, &TailSteps)> {
         self.runs_with_steps.range(run..).filter_map(|run| Some((*run, self.steps.get(run)?)))
@@ -183,21 +201,26 @@ impl Tail {
 
     /// Takes up a committed row.
     pub(crate) fn add(&mut self, group: u64, row: &Row, at: Duration) {
-        self.groups.push_back(Group { number: group, bytes: row.bytes.len(), at });
+        self.groups.push_back(Group { number: group, row: row.bytes.clone(), at });
         self.bytes += row.bytes.len();
         for entry in &row.entries {
             let key = &row.bytes[entry.key.clone()];
-            let value = entry.value.clone().map(|range| row.bytes.slice(range));
             if entry.table == Table::Steps {
-                if let Some((run, change)) = super::journal::step_change(key, value) {
+                let place = entry.value.as_ref().and_then(Place::new);
+                if let Some((run, change)) = super::journal::step_change(key, place) {
                     let new = || {
                         self.runs_with_steps.insert(run);
                         TailSteps::default()
                     };
-                    self.steps.entry(run).or_insert_with(new).apply(group, change, &mut self.orphans);
+                    let orphan = |slot: &StepSlot| {
+                        let record = slot.place.and_then(|place| row_of(&self.groups, slot.group)?.get(place.range()));
+                        self.orphans.extend(record.and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
+                    };
+                    self.steps.entry(run).or_insert_with(new).apply(group, change, orphan);
                 }
                 continue;
             }
+            let value = entry.value.clone().map(|range| row.bytes.slice(range));
             let layer = &mut self.layers[entry.table as usize];
             let mut slot = Slot { group, value, fresh: entry.fresh };
             match layer.entry(key.into()) {
@@ -246,7 +269,7 @@ impl Tail {
     /// Journal rows up to `upto` are gone.
     pub(crate) fn removed(&mut self, upto: u64) {
         while let Some(group) = self.groups.front().filter(|group| group.number <= upto) {
-            self.bytes -= group.bytes;
+            self.bytes -= group.row.len();
             self.groups.pop_front();
         }
         self.orphans.retain(|(group, _)| *group > upto);

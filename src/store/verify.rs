@@ -584,8 +584,10 @@ impl Audit<'_, '_> {
             referred.extend(block.iter().filter_map(|(_, record)| BlobRef::of(record)).map(|blob| blob.id));
         }
         for (_, steps) in tail.steps_from(RunId::MIN) {
-            let values = steps.slots().iter().filter_map(|slot| slot.value.as_deref());
-            referred.extend(values.filter_map(BlobRef::of).map(|blob| blob.id));
+            for slot in steps.slots() {
+                let record = tail.record(slot)?.map(|(row, range)| &row[range]);
+                referred.extend(record.and_then(BlobRef::of).map(|blob| blob.id));
+            }
         }
         let numbered = snapshot.open_table(META)?.get(meta::BLOB)?.map_or(0, |row| row.value());
         let numbered = referred.last().map_or(numbered, |last| numbered.max(last + 1));
