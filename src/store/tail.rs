@@ -102,8 +102,13 @@ struct Group {
 
 /// The row of a group.
 fn row_of(groups: &VecDeque<Group>, number: u64) -> Option<&Bytes> {
-    let at = groups.binary_search_by_key(&number, |group| group.number).ok()?;
-    groups.get(at).map(|group| &group.row)
+    // They follow each other, but in a file that has lost one.
+    let at = usize::try_from(number.checked_sub(groups.front()?.number)?).ok()?;
+    let found = groups.get(at).filter(|group| group.number == number).or_else(|| {
+        let at = groups.binary_search_by_key(&number, |group| group.number).ok()?;
+        groups.get(at)
+    });
+    found.map(|group| &group.row)
 }
 
 impl Tail {
@@ -273,5 +278,57 @@ impl Tail {
             self.groups.pop_front();
         }
         self.orphans.retain(|(group, _)| *group > upto);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::keys;
+    use crate::store::journal::RowBuilder;
+
+    fn run() -> RunId {
+        RunId::numbered(1)
+    }
+
+    /// A group that puts one step.
+    fn add(tail: &mut Tail, group: u64, index: u32, record: &[u8]) {
+        let mut row = RowBuilder::with_capacity(0, 0);
+        row.push(Table::Steps, &keys::of_run(run(), index), Some(record), false);
+        tail.add(group, &row.finish(0, run()), Duration::ZERO);
+    }
+
+    fn records(tail: &Tail) -> Vec<Result<&[u8], u64>> {
+        let slots = tail.steps_of(run()).map_or(&[][..], TailSteps::slots);
+        let record = |slot| tail.record(slot).map(|found| found.map_or(&[][..], |(row, range)| &row[range]));
+        slots.iter().map(|slot| record(slot).map_err(|_| slot.group)).collect()
+    }
+
+    #[test]
+    fn steps_are_found_in_their_rows_also_after_a_group_that_is_missing() {
+        let mut tail = Tail::default();
+        add(&mut tail, 3, 0, b"three");
+        add(&mut tail, 4, 1, b"four");
+        add(&mut tail, 7, 2, b"seven");
+        add(&mut tail, 8, 3, b"eight");
+        assert_eq!(records(&tail), [Ok(&b"three"[..]), Ok(b"four"), Ok(b"seven"), Ok(b"eight")]);
+    }
+
+    #[test]
+    fn a_step_whose_row_is_gone_is_an_error_and_no_deletion() {
+        let mut tail = Tail::default();
+        (1..4).for_each(|group| add(&mut tail, group, group as u32, b"record"));
+        tail.removed(2);
+        assert_eq!(records(&tail), [Err(1), Err(2), Ok(&b"record"[..])]);
+    }
+
+    #[test]
+    fn the_blob_of_a_step_that_is_written_again_is_freed_with_the_group_that_referred_to_it() {
+        let mut tail = Tail::default();
+        for (group, blob) in [(1, 10), (2, 11), (3, 12)] {
+            add(&mut tail, group, 0, &BlobRef { id: blob, bytes: 5 }.to_value());
+        }
+        assert_eq!(tail.orphans(1).collect::<Vec<_>>(), [10]);
+        assert_eq!(tail.orphans(3).collect::<Vec<_>>(), [10, 11]);
     }
 }
