@@ -89,7 +89,7 @@ impl Done {
     /// The group is on disk, as this row: what its steps tell is told from there. Without the row at hand, it is copied.
     pub(super) fn recorded(&mut self, row: Option<&Row>) {
         let steps = self.stage.steps().len();
-        let mut copied = Vec::new();
+        let (mut tells, mut copied) = (false, Vec::new());
         for event in &mut self.events {
             if let What::Staged { index, duration, at } = event.what {
                 let place = row.and_then(|row| row.step(steps, at)).unwrap_or_else(|| {
@@ -100,9 +100,13 @@ impl Done {
                 // A row is shorter than 4 GiB: what goes into it is bounded, and large values lie elsewhere.
                 let (at, bytes) = (place.start as u32, place.len() as u32);
                 event.what = What::Recorded { index, duration, at, bytes };
+                tells = true;
             }
         }
-        self.row = row.map_or_else(|| copied.into(), |row| row.bytes.clone());
+        // A row that nothing is told from is not kept for its events.
+        if tells {
+            self.row = row.map_or_else(|| copied.into(), |row| row.bytes.clone());
+        }
     }
 
     /// How many sequence numbers the group takes.
