@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::journal::Row;
 use super::steps::{Folded, Place, StepSlot, TailSteps};
 use super::tables::Table;
-use crate::codec::{BlobRef, Corrupted};
 use crate::codec::keys::Key;
+use crate::codec::{BlobRef, Corrupted};
 use crate::id::{RunId, RunMap};
 use crate::time::Timestamp;
 
