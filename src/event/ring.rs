@@ -36,6 +36,9 @@ pub(crate) trait Buffered: Clone + Send + Sync + 'static {
     /// Heap memory it holds, in bytes. The ring adds the size of the event itself and of its own slot.
     fn bytes(&self) -> usize;
 
+    /// Heap memory that a group holds beside its events, in bytes.
+    fn common_bytes(common: &Self::Common) -> usize;
+
     /// Puts the event together, for one reader.
     fn event(&self, common: &Self::Common) -> Arc<Self::Event>;
 }
@@ -206,9 +209,7 @@ impl<E: Buffered> Ring<E> {
 
     /// Appends a group of events like [`Ring::publish`], and leaves it to [`Ring::settle`] to drop what they push out: that is most
     /// of the work, and the publisher may be in a hurry. Leaves memory for the next group.
-    ///
-    /// `bytes`: heap memory that the events and what they have in common hold.
-    pub(crate) fn publish_group(&self, events: &mut Vec<E>, common: E::Common, bytes: usize) {
+    pub(crate) fn publish_group(&self, events: &mut Vec<E>, common: E::Common) {
         let count = events.len();
         // Memory that is mostly empty is not kept for as long as the events are; what is long does not go all at once.
         let parts = (count > GROUP_EVENTS_MAX || events.capacity() > 2 * count).then(|| parts(events));
@@ -223,18 +224,10 @@ impl<E: Buffered> Ring<E> {
         match parts {
             None => {
                 let memory = std::mem::take(&mut state.spare);
-                state.push_group(std::mem::replace(events, memory), common, bytes);
+                state.push_group(std::mem::replace(events, memory), common);
             }
-            Some(parts) => {
-                let own: Vec<usize> = parts.iter().map(|part| part.iter().map(E::bytes).sum()).collect();
-                // What all have in common goes with the last of them.
-                let shared_bytes = bytes.saturating_sub(own.iter().sum());
-                let newest = parts.len() - 1;
-                for (at, (part, own)) in parts.into_iter().zip(own).enumerate() {
-                    let bytes = if at == newest { own + shared_bytes } else { own };
-                    state.push_group(part, common.clone(), bytes);
-                }
-            }
+            // What they have in common counts for each of them: too much rather than too little.
+            Some(parts) => parts.into_iter().for_each(|part| state.push_group(part, common.clone())),
         }
         let wakers = state.waiting.take();
         drop(state);
@@ -352,9 +345,10 @@ impl<E: Buffered> State<E> {
     }
 
     /// Appends those of a group, whose sequences don't fall.
-    fn push_group(&mut self, events: Vec<E>, common: E::Common, bytes: usize) {
+    fn push_group(&mut self, events: Vec<E>, common: E::Common) {
         let sequence = events.last().map_or(0, E::sequence).max(self.last());
-        let bytes = bytes + events.capacity() * size_of::<E>() + size_of::<Chunk<E>>();
+        let held = events.iter().map(E::bytes).sum::<usize>() + E::common_bytes(&common);
+        let bytes = held + events.capacity() * size_of::<E>() + size_of::<Chunk<E>>();
         let first = self.end;
         self.bytes += bytes;
         self.end += events.len() as u64;

@@ -122,6 +122,10 @@ impl Buffered for Told {
         what + self.subject.labels_bytes
     }
 
+    fn common_bytes(row: &Bytes) -> usize {
+        row.len()
+    }
+
     fn event(&self, row: &Bytes) -> Arc<Event> {
         Arc::new(Event {
             sequence: self.sequence,

@@ -268,7 +268,7 @@ impl Slice {
                     next = Phase::Steps { run, index: slot.index };
                     break;
                 }
-                let record = tail.record(slot)?.map(|(row, range)| &row[range]);
+                let record = tail.record(slot)?;
                 rows += 1;
                 bytes += record.map_or(0, <[u8]>::len);
                 records.push((slot.index, record));
@@ -279,8 +279,7 @@ impl Slice {
             let table = opened(txn, Table::Steps, &mut target)?;
             if cleared {
                 rows += CLEARING;
-                let kept = steps.slots().iter().map(|slot| Ok(tail.record(slot)?.map(|(row, range)| &row[range])));
-                let kept = kept.collect::<Result<Vec<_>, Fault>>()?;
+                let kept = steps.slots().iter().map(|slot| tail.record(slot)).collect::<Result<Vec<_>, _>>()?;
                 steps::clear_blocks(table, run, &kept, &mut freed)?;
             }
             folder.fold(table, run, &records, &mut freed)?;

@@ -111,6 +111,14 @@ fn row_of(groups: &VecDeque<Group>, number: u64) -> Option<&Bytes> {
     found.map(|group| &group.row)
 }
 
+/// The row in which a step's record lies, and where in it; `None` for a tombstone.
+fn found<'g>(groups: &'g VecDeque<Group>, slot: &StepSlot) -> Result<Option<(&'g Bytes, Range<usize>)>, Corrupted> {
+    let Some(place) = slot.place else { return Ok(None) };
+    let row = row_of(groups, slot.group).filter(|row| place.range().end <= row.len());
+    let gone = || Corrupted { table: "journal", key: slot.group.to_string(), reason: "removed before its steps" };
+    Ok(Some((row.ok_or_else(gone)?, place.range())))
+}
+
 impl Tail {
     pub(crate) fn layer(&self, table: Table) -> &Layer {
         &self.layers[table as usize]
@@ -188,15 +196,17 @@ impl Tail {
         self.steps.get(&run)
     }
 
-    /// The row in which a step's record lies, and where in it; `None` for a tombstone.
+    /// A step's record; `None` for a tombstone.
     ///
     /// # Errors
-    /// Where the row is not there any more. It goes after all its steps are folded.
-    pub(crate) fn record(&self, slot: &StepSlot) -> Result<Option<(&Bytes, Range<usize>)>, Corrupted> {
-        let Some(place) = slot.place else { return Ok(None) };
-        let row = row_of(&self.groups, slot.group).filter(|row| place.range().end <= row.len());
-        let gone = || Corrupted { table: "journal", key: slot.group.to_string(), reason: "removed before its steps" };
-        Ok(Some((row.ok_or_else(gone)?, place.range())))
+    /// Where its row is not there any more. It goes after all its steps are folded.
+    pub(crate) fn record(&self, slot: &StepSlot) -> Result<Option<&[u8]>, Corrupted> {
+        Ok(found(&self.groups, slot)?.map(|(row, range)| &row[range]))
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_record(&self, slot: &StepSlot) -> Result<Option<Bytes>, Corrupted> {
+        Ok(found(&self.groups, slot)?.map(|(row, range)| row.slice(range)))
     }
 
     /// The runs that the tail has steps of, in order, from one on.
@@ -218,7 +228,7 @@ impl Tail {
                         TailSteps::default()
                     };
                     let orphan = |slot: &StepSlot| {
-                        let record = slot.place.and_then(|place| row_of(&self.groups, slot.group)?.get(place.range()));
+                        let record = found(&self.groups, slot).ok().flatten().map(|(row, range)| &row[range]);
                         self.orphans.extend(record.and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
                     };
                     self.steps.entry(run).or_insert_with(new).apply(group, change, orphan);
@@ -300,7 +310,7 @@ mod tests {
 
     fn records(tail: &Tail) -> Vec<Result<&[u8], u64>> {
         let slots = tail.steps_of(run()).map_or(&[][..], TailSteps::slots);
-        let record = |slot| tail.record(slot).map(|found| found.map_or(&[][..], |(row, range)| &row[range]));
+        let record = |slot| tail.record(slot).map(Option::unwrap_or_default);
         slots.iter().map(|slot| record(slot).map_err(|_| slot.group)).collect()
     }
 

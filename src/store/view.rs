@@ -14,7 +14,7 @@ use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::Fault;
 use super::stage::{self, Stage};
-use super::steps::{Change, Indexed, StepSlot, TailSteps, read_block};
+use super::steps::{Change, Indexed, TailSteps, read_block};
 use super::tables::{BLOBS, Table};
 use super::tail::{Counters, Slot, Tail};
 use crate::codec::keys::{self, Key};
@@ -208,7 +208,7 @@ impl<'a> View<'a> {
         let slots = tail.map_or(&[][..], TailSteps::slots);
         // Mostly what is in the tail comes after all that is in the table.
         for slot in slots {
-            set_step(&mut steps, slot.index, self.tail_record(slot)?);
+            set_step(&mut steps, slot.index, self.tail.shared_record(slot)?);
         }
         for change in stage.into_iter().flat_map(|stage| stage.steps_of(run)) {
             match change {
@@ -218,10 +218,6 @@ impl<'a> View<'a> {
             }
         }
         Ok(steps)
-    }
-
-    fn tail_record(&self, slot: &StepSlot) -> Result<Option<Bytes>, Fault> {
-        Ok(self.tail.record(slot)?.map(|(row, range)| row.slice(range)))
     }
 
     fn visit_steps(&self, stage: Option<&Stage>, run: RunId, visit: &mut VisitStep<'_>) -> Result<(), Fault> {
@@ -252,7 +248,7 @@ impl<'a> View<'a> {
         if let Some(steps) = tail
             && let Ok(at) = steps.slots().binary_search_by_key(&index, |slot| slot.index)
         {
-            let value = self.tail_record(&steps.slots()[at])?;
+            let value = self.tail.shared_record(&steps.slots()[at])?;
             return value.map(|value| self.resolved(Table::Steps, &key, value)).transpose();
         }
         if tail.is_some_and(TailSteps::hides_table) {

@@ -559,8 +559,7 @@ impl Writer {
         self.condition.set_sequence(self.disk.next_sequence() - 1);
         // Who answers a large group settles it too.
         let relayed = done.events.len() >= RELAYED_OPS_MIN && done.stage.bytes() <= GROUP_BYTES_MAX;
-        let bytes = done.events_bytes + done.row.len();
-        self.events.publish_group(&mut done.events, std::mem::take(&mut done.row), bytes);
+        self.events.publish_group(&mut done.events, std::mem::take(&mut done.row));
         if !relayed {
             self.events.settle();
         }

@@ -11,7 +11,6 @@ use super::Start;
 use crate::codec::records::{RunRecord, StateRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Generation, JobNumber};
-use crate::event::ring::Buffered;
 use crate::event::{Ended, EventKind, Subject, Told, What};
 use crate::id::RunId;
 use crate::run::RunStatus;
@@ -46,8 +45,6 @@ pub(super) struct Turn<'v> {
     pub(super) tallied: BTreeSet<JobNumber>,
     pub(super) ends: Vec<(RunId, Ended)>,
     events: Vec<Told>,
-    /// Heap memory that they hold.
-    events_bytes: usize,
     next_sequence: u64,
 }
 
@@ -55,8 +52,6 @@ pub(super) struct Turn<'v> {
 pub(super) struct Done {
     pub(super) stage: Stage,
     pub(super) events: Vec<Told>,
-    /// Heap memory that they hold.
-    pub(super) events_bytes: usize,
     /// Where the records lie that they tell of, once the group is on disk.
     pub(super) row: Bytes,
     pub(super) effects: Vec<Effect>,
@@ -157,20 +152,19 @@ impl<'v> Turn<'v> {
             tallied: BTreeSet::new(),
             ends,
             events,
-            events_bytes: 0,
             next_sequence,
         }
     }
 
     pub(super) fn done(self) -> Done {
-        let Turn { stage, mut events, events_bytes, effects, live, ends, next_sequence, .. } = self;
+        let Turn { stage, mut events, effects, live, ends, next_sequence, .. } = self;
         if stage.is_empty() {
             // Nothing is written, so there is no row to carry sequences: these events are told like uncommitted ones.
             for event in &mut events {
                 (event.committed, event.sequence) = (false, next_sequence - 1);
             }
         }
-        Done { stage, events, events_bytes, row: Bytes::new(), effects, live, ends }
+        Done { stage, events, row: Bytes::new(), effects, live, ends }
     }
 
     /// The file as it will be with this group.
@@ -265,15 +259,13 @@ impl<'v> Turn<'v> {
 
     /// Adds an event of this commit.
     pub(super) fn tell(&mut self, subject: &Arc<Subject>, what: What) {
-        let told = Told {
+        self.events.push(Told {
             sequence: self.next_sequence + self.events.len() as u64,
             committed: true,
             timestamp: self.now,
             subject: subject.clone(),
             what,
-        };
-        self.events_bytes += told.bytes();
-        self.events.push(told);
+        });
     }
 
     /// Adds an event of this commit about a run that does not execute.
