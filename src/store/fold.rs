@@ -12,9 +12,10 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::Fault;
+use super::blocks::Folder;
 use super::bulk::{Raw, insert_ascending, remove_ascending};
 use super::journal;
-use super::steps::{self, Folded, Folder};
+use super::steps::Folded;
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::tail::Tail;
 use crate::codec::BlobRef;
@@ -280,7 +281,7 @@ impl Slice {
             if cleared {
                 rows += CLEARING;
                 let kept = steps.slots().iter().map(|slot| tail.record(slot)).collect::<Result<Vec<_>, _>>()?;
-                steps::clear_blocks(table, run, &kept, &mut freed)?;
+                folder.clear(table, run, &kept, &mut freed)?;
             }
             folder.fold(table, run, &records, &mut freed)?;
             let range = records.first().zip(records.last()).map(|((first, _), (last, _))| (*first, *last));

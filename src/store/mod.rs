@@ -5,11 +5,13 @@
 //!
 //! Layout, from the outside in: [`op`] what can be asked · [`inbox`] · [`writer`] the thread that decides and commits ·
 //! [`stage`] a group being built · [`disk`] the handle · [`journal`], [`tail`] and [`fold`] the log-structured half ·
+//! [`steps`] and [`blocks`] checkpoints in either ·
 //! [`view`] reads through tables plus tail · [`read`] and [`query`] what is asked of it · [`tables`] the layout on disk ·
 //! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
 
 pub(crate) mod backend;
 mod backup;
+mod blocks;
 mod bulk;
 pub(crate) mod compact;
 pub(crate) mod disk;
@@ -375,7 +377,7 @@ pub(crate) fn is_journal_row(bytes: &[u8]) -> bool {
 /// Whether bytes can be read as a block of steps.
 #[cfg(feature = "testing")]
 pub(crate) fn is_block_of_steps(bytes: &bytes::Bytes) -> bool {
-    steps::read_block(b"key", bytes).is_ok()
+    blocks::read(&crate::codec::keys::of_run(crate::id::RunId::MIN, 0), bytes).all(|step| step.is_ok())
 }
 
 fn units(bytes: usize) -> u32 {

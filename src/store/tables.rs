@@ -9,7 +9,7 @@
 //! | [`Table::Runs`] | run | `RunRecord`, payload the input |
 //! | [`Table::States`] | run | `StateRecord`, payload an output of up to 1 KiB |
 //! | [`Table::Outputs`] | run | payload an output that is larger |
-//! | [`Table::Steps`] | run, lowest index `u32` | a block of steps (see [`steps`](super::steps)), each a `StepRecord`, payload its output |
+//! | [`Table::Steps`] | run, index `u32`, the first that it may hold | a block of steps (see [`blocks`](super::blocks)), each a `StepRecord`, payload its output |
 //! | [`Table::Logs`] | run, line `u32` | `LogRecord`, payload the fields |
 //! | [`Table::Idempotency`] | job `u32`, key | run |
 //! | [`Table::ByStatus`] | status `u8`, run | pending and leased, which stand together: `LineRecord` as of when it was pending; suspended: `SleepRecord`; else – |

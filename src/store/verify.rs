@@ -17,7 +17,7 @@ use super::disk::Disk;
 use super::file::{IntegrityCheck, Medium, OpenError, OpenOptions};
 use super::tables::{BLOBS, JOURNAL, META, Table, meta};
 use super::view::{Rows, View};
-use super::{Fault, Store, journal, steps};
+use super::{Fault, Store, blocks, journal};
 use crate::codec::records::{
     JobRecord, LineRecord, LogRecord, RunRecord, ScheduleRecord, SleepRecord, StandingRecord, StateRecord, StepRecord,
     TallyRecord, ThrottleRecord,
@@ -371,10 +371,23 @@ impl Audit<'_, '_> {
     fn steps(&mut self) -> Result<(), Fault> {
         let view = self.view;
         let mut runs: BTreeSet<RunId> = view.tail().steps_from(RunId::MIN).map(|(run, _)| run).collect();
-        view.stored(Table::Steps, &mut |key, _| {
-            match keys::read_step(key) {
-                Some((run, _)) => drop(runs.insert(run)),
-                None => self.problem("steps", key, "not of a run"),
+        // Blocks that can't be read, and the last step of the one before.
+        let (mut damaged, mut last) = (BTreeSet::new(), None);
+        view.stored(Table::Steps, &mut |key, block| {
+            if keys::read_step(key).is_some_and(|start| last.is_some_and(|last| last >= start)) {
+                self.problem("steps", key, "the block before it goes further");
+            }
+            for step in blocks::read(key, &block) {
+                match step {
+                    Ok((at, _)) => {
+                        runs.insert(at.0);
+                        last = Some(at);
+                    }
+                    Err(row) => {
+                        self.problem("steps", key, row.reason);
+                        damaged.insert(row.key);
+                    }
+                }
             }
             Ok(ControlFlow::Continue(()))
         })?;
@@ -391,6 +404,7 @@ impl Audit<'_, '_> {
                 Ok(ControlFlow::Continue(()))
             });
             match read {
+                Err(Fault::Corrupted(row)) if damaged.contains(&row.key) => {}
                 // The rest of the run's can't be told apart from what is wrong.
                 Err(Fault::Corrupted(row)) => {
                     self.found.problem_count += 1;
@@ -580,8 +594,9 @@ impl Audit<'_, '_> {
         for row in snapshot.open_table(Table::Steps.definition())?.iter()? {
             let (key, block) = row?;
             // One that can't be read was found where steps are read.
-            let block = steps::read_block(key.value(), &Bytes::copy_from_slice(block.value())).unwrap_or_default();
-            referred.extend(block.iter().filter_map(|(_, record)| BlobRef::of(record)).map(|blob| blob.id));
+            let (key, block) = (key.value(), block.value());
+            let places = blocks::read(key, block).map_while(Result::ok).map(|(_, place)| place);
+            referred.extend(places.filter_map(|place| BlobRef::of(&block[place])).map(|blob| blob.id));
         }
         for (_, steps) in tail.steps_from(RunId::MIN) {
             for slot in steps.slots() {

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::Fault;
+use super::blocks::{self, Indexed};
 use super::stage::{self, Stage};
-use super::steps::{Change, Indexed, TailSteps, read_block};
+use super::steps::{Change, TailSteps};
 use super::tables::{BLOBS, Table};
 use super::tail::{Counters, Slot, Tail};
 use crate::codec::keys::{self, Key};
@@ -200,9 +201,13 @@ impl<'a> View<'a> {
         let mut steps = Vec::new();
         if !tail.is_some_and(TailSteps::hides_table) {
             let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
-            for row in self.table(Table::Steps)?.range::<&[u8]>(&first[..]..=&last[..])? {
+            let table = self.table(Table::Steps)?;
+            // The block in which its first step has its place may begin with other runs.
+            let floor = table.range::<&[u8]>(..=&first[..])?.next_back();
+            let after = table.range::<&[u8]>((Bound::Excluded(&first[..]), Bound::Included(&last[..])))?;
+            for row in floor.into_iter().chain(after) {
                 let (key, block) = row?;
-                steps.append(&mut read_block(key.value(), &Bytes::copy_from_slice(block.value()))?);
+                blocks::read_run(key.value(), block.value(), run, &mut steps)?;
             }
         }
         let slots = tail.map_or(&[][..], TailSteps::slots);
@@ -254,14 +259,12 @@ impl<'a> View<'a> {
         if tail.is_some_and(TailSteps::hides_table) {
             return Ok(None);
         }
-        let first = keys::of_run(run, 0);
-        let Some(floor) = self.table(Table::Steps)?.range::<&[u8]>(&first[..]..=&key[..])?.next_back() else {
+        let Some(floor) = self.table(Table::Steps)?.range::<&[u8]>(..=&key[..])?.next_back() else {
             return Ok(None);
         };
         let (at, block) = floor?;
-        let steps = read_block(at.value(), &Bytes::copy_from_slice(block.value()))?;
-        let found = steps.into_iter().find(|(of, _)| *of == index);
-        found.map(|(_, record)| self.resolved(Table::Steps, &key, record)).transpose()
+        let found = blocks::read_one(at.value(), block.value(), (run, index))?;
+        found.map(|record| self.resolved(Table::Steps, &key, record)).transpose()
     }
 
     /// Visits the rows as they stand, with references where values are large.

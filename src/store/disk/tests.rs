@@ -9,7 +9,8 @@ use redb::ReadableTableMetadata;
 
 use super::*;
 use crate::store::backend::SharedMemory;
-use crate::store::steps::{Change, read_block};
+use crate::store::blocks;
+use crate::store::steps::Change;
 use crate::store::view::{Direction, Rows};
 use crate::time::SystemClock;
 
@@ -252,9 +253,8 @@ impl Pair {
         let blocks = txn.open_table(Table::Steps.definition()).expect("there");
         let blocks = blocks.iter().expect("reads").map(|row| row.expect("reads"));
         let steps = blocks.flat_map(|(key, block)| {
-            let run = crate::codec::keys::read_step(key.value()).expect("a step").0;
-            let steps = read_block(key.value(), &bytes::Bytes::copy_from_slice(block.value())).expect("a block");
-            steps.into_iter().map(move |(index, _)| (run, index))
+            let steps = blocks::read(key.value(), block.value()).map(|step| step.expect("a block").0);
+            steps.collect::<Vec<_>>()
         });
         assert!(steps.eq(self.steps.keys().copied()), "each step is in one block, in order");
         let disk = self.disk();
