@@ -174,9 +174,13 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
 
 impl Audit<'_, '_> {
     fn problem(&mut self, table: &'static str, key: &[u8], what: &'static str) {
+        self.count(|| Problem { table, key: keys::show(key), what });
+    }
+
+    fn count(&mut self, problem: impl FnOnce() -> Problem) {
         self.found.problem_count += 1;
         if self.found.problems.len() < LISTED_MAX {
-            self.found.problems.push(Problem { table, key: keys::show(key), what });
+            self.found.problems.push(problem());
         }
     }
 
@@ -407,8 +411,7 @@ impl Audit<'_, '_> {
                 Err(Fault::Corrupted(row)) if damaged.contains(&row.key) => {}
                 // The rest of the run's can't be told apart from what is wrong.
                 Err(Fault::Corrupted(row)) => {
-                    self.found.problem_count += 1;
-                    self.found.problems.push(Problem { table: row.table, key: row.key, what: row.reason });
+                    self.count(|| Problem { table: row.table, key: row.key, what: row.reason });
                 }
                 read => read?,
             }

@@ -1,4 +1,4 @@
-//! Copies while work goes on, and what a file is found to be.
+//! Copies while work goes on.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -101,45 +101,4 @@ async fn a_backup_that_is_dropped_leaves_nothing_or_a_whole_copy() {
             assert!(durably::verify(&copy).await.expect("reads").is_sound());
         }
     }
-}
-
-#[tokio::test]
-async fn verifying_reads_a_file_and_changes_no_byte_of_it() {
-    let file = TempFile::new();
-    let missing = durably::verify(file.path()).await;
-    assert!(matches!(&missing, Err(Error::Open { source, .. }) if source.kind() == ErrorKind::NotFound), "{missing:?}");
-    assert!(!file.path().exists(), "nothing is created");
-
-    let durably = file.open_paused().await;
-    let job = durably.register(counting()).expect("registers");
-    job.batch_trigger(1..20u64).await.expect("triggers");
-    assert!(matches!(durably::verify(file.path()).await, Err(Error::AlreadyOpen { .. })));
-    // As a kill leaves it: the journal is not folded, the file not closed.
-    let killed = file.beside("killed");
-    fs::copy(file.path(), &killed).expect("copies");
-    durably.shutdown().await.expect("closes");
-    for path in [killed, file.path()] {
-        let before = fs::read(&path).expect("reads");
-        let found = durably::verify(&path).await.expect("reads");
-        assert!(found.is_sound() && found.runs == 19, "{found:?}");
-        assert!(fs::read(&path).expect("reads") == before, "{} was changed", path.display());
-    }
-}
-
-#[tokio::test]
-async fn verifying_names_table_and_key_of_what_is_wrong() {
-    let file = TempFile::new();
-    let durably = file.open_paused().await;
-    durably.register(counting()).expect("registers").trigger(1).await.expect("triggers");
-    durably.shutdown().await.expect("closes");
-    let table: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("by_job");
-    let db = redb::Database::open(file.path()).expect("opens");
-    let txn = db.begin_write().expect("begins");
-    txn.open_table(table).expect("opens").retain(|_, _| false).expect("removes");
-    txn.commit().expect("commits");
-    drop(db);
-    let found = durably::verify(file.path()).await.expect("reads");
-    assert!(!found.is_sound());
-    assert_eq!((found.problem_count, found.problems[0].table), (1, "by_job"));
-    assert!(found.problems[0].key.starts_with("00000001"), "{}", found.problems[0]);
 }

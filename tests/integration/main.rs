@@ -47,5 +47,6 @@ mod support;
 mod tracing;
 mod trigger;
 mod validation;
+mod verify;
 mod wait;
 mod worker;
