@@ -1,6 +1,7 @@
 //! The public API as a program uses it, rule by rule: what a test holds is in its name, and the id of the rule beside it.
 
 mod actors;
+mod api_shape;
 mod backup;
 mod batch;
 mod cancel;

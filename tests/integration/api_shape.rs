@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use durably::{Disposition, Durably, Error, Job, JobError, JobResult, OnConflict, RunFilter, RunStatus, Step, StepCx, Trigger};
+use durably::{
+    Disposition, Durably, Error, Job, JobError, JobResult, OnConflict, RunFilter, RunStatus, Step, StepCx, Trigger,
+};
 use futures::future::try_join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,10 +56,8 @@ fn sync_users(api: Arc<Api>) -> Job<SyncUsers, Synced> {
                 }
                 step.progress(n, users.len()).message("users");
             }
-            let (left, right) = tokio::join!(
-                step.run(("shard", 1), async || Ok(1_u8)),
-                step.run(("shard", 2), async || Ok(2_u8)),
-            );
+            let (left, right) =
+                tokio::join!(step.run(("shard", 1), async || Ok(1_u8)), step.run(("shard", 2), async || Ok(2_u8)),);
             assert_eq!(left? + right?, 3);
             let mails: Vec<u32> =
                 try_join_all(users.iter().map(|user| step.run(("mail", user.id), move || async move { Ok(user.id) })))
@@ -107,10 +107,11 @@ async fn helper(step: &Step) -> anyhow::Result<()> {
     step.run("helped", || async { Ok(()) }).await.map_err(|error| anyhow::Error::from_boxed(error.into_boxed()))
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Error> {
+#[tokio::test]
+async fn every_shape_that_a_program_uses_compiles_and_works() -> Result<(), Error> {
     let durably = Durably::builder().max_concurrent_runs(8).in_memory().await?;
-    let (sync, import) = durably.register((sync_users(Arc::new(Api)), Job::new("import-csv", import_csv).concurrency(2)))?;
+    let (sync, import) =
+        durably.register((sync_users(Arc::new(Api)), Job::new("import-csv", import_csv).concurrency(2)))?;
     let input = SyncUsers { org_id: "org_123".into(), force: false };
 
     let run = sync
