@@ -8,6 +8,12 @@
 //! A block is `index u32, length u32, record` for each step, ascending by run and index; numbers are little endian. They are of
 //! the key's run, until a record under the index [`RUN`] names another. A record is a sealed `StepRecord`, or the reference of
 //! one that lies in the blob table.
+//!
+//! First stands, under [`RUN`] too, a CRC-32C of everything but the records, which have their own: where it is wrong nothing of
+//! the block is believed. Blocks of before there were checksums are read without.
+//!
+//! What a block can't tell is never taken for absent. A step that is folded into its place gets a block of its own, and behind
+//! that one a *gap*: a block of which nothing can be read either, up to where the next one begins.
 
 use std::collections::BTreeSet;
 use std::ops::{Bound, Range};
@@ -30,11 +36,17 @@ const BLOCK_BYTES: usize = (16 << 10) - 128;
 /// round of folding, and that is to be little beside what the round brings.
 const APPEND_BYTES: usize = (8 << 10) - 128;
 
-/// In the place of an index: the record is the run of the steps behind it. No step has this index.
+/// In the place of an index: the record is the run of the steps behind it, a checksum, or the mark of a gap. No step has this index.
 const RUN: u32 = u32::MAX;
 
 /// Bytes before each record.
 const STEP_HEADER: usize = 8;
+
+/// What a block begins with: its checksum, in the form of a record.
+const HEAD: usize = STEP_HEADER + 4;
+
+/// A gap: a run without a name. What stood in its place may follow.
+const GAP: [u8; STEP_HEADER] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
 /// A step's place among all: its run and index.
 pub(crate) type At = (RunId, u32);
@@ -43,87 +55,96 @@ pub(crate) type At = (RunId, u32);
 pub(crate) type Indexed = (u32, Bytes);
 
 /// The steps of a block in order, each with where its record lies.
-pub(crate) fn read<'b>(key: &'b [u8], block: &'b [u8]) -> Steps<'b> {
-    Steps { key, block, at: 0, run: keys::read_step(key).map(|(run, _)| run), last: None }
+///
+/// # Errors
+/// Where anything of it is wrong, since then the rest may be as well.
+pub(crate) fn read(key: &[u8], block: &[u8]) -> Result<Vec<(At, Range<usize>)>, Corrupted> {
+    steps_in(key, block).map_err(|reason| Corrupted::new(Table::Steps, key, reason))
 }
 
-pub(crate) struct Steps<'b> {
-    key: &'b [u8],
-    block: &'b [u8],
-    at: usize,
-    run: Option<RunId>,
-    last: Option<At>,
-}
-
-impl Steps<'_> {
-    fn step(&mut self) -> Result<Option<(At, Range<usize>)>, &'static str> {
-        loop {
-            let rest = self.block.get(self.at..).filter(|rest| !rest.is_empty());
-            let Some(rest) = rest else { return Ok(None) };
-            let mut run = self.run.ok_or("not of a step")?;
-            let (header, rest) = rest.split_first_chunk::<STEP_HEADER>().ok_or("block is cut")?;
-            let [i0, i1, i2, i3, l0, l1, l2, l3] = *header;
-            let (index, length) = (u32::from_le_bytes([i0, i1, i2, i3]), u32::from_le_bytes([l0, l1, l2, l3]));
-            let record = rest.get(..length as usize).ok_or("block is cut")?;
-            let start = self.at + STEP_HEADER;
-            self.at = start + record.len();
-            if index == RUN {
-                run = RunId::from_slice(record).ok_or("block names no run")?;
-                self.run = Some(run);
+fn steps_in(key: &[u8], block: &[u8]) -> Result<Vec<(At, Range<usize>)>, &'static str> {
+    let start = keys::read_step(key).ok_or("not of a step")?;
+    let (mut run, mut at, mut expected, mut crc) = (start.0, 0, None, 0);
+    let mut steps: Vec<(At, Range<usize>)> = Vec::new();
+    while at < block.len() {
+        let (header, rest) = block[at..].split_first_chunk::<STEP_HEADER>().ok_or("block is cut")?;
+        let [i0, i1, i2, i3, l0, l1, l2, l3] = *header;
+        let (index, length) = (u32::from_le_bytes([i0, i1, i2, i3]), u32::from_le_bytes([l0, l1, l2, l3]));
+        let record = rest.get(..length as usize).ok_or("block is cut")?;
+        let place = at + STEP_HEADER..at + STEP_HEADER + record.len();
+        let is_first = at == 0;
+        at = place.end;
+        match <[u8; 4]>::try_from(record) {
+            Ok(checksum) if is_first && index == RUN => {
+                expected = Some(u32::from_le_bytes(checksum));
                 continue;
             }
-            if self.last.is_some_and(|last| last >= (run, index)) {
-                return Err("block is out of order");
+            _ => crc = crc32c::crc32c_append(crc, header),
+        }
+        if index == RUN {
+            if record.is_empty() {
+                return Err("what belongs here was in a block that can't be read");
             }
-            self.last = Some((run, index));
-            return Ok(Some(((run, index), start..self.at)));
+            crc = crc32c::crc32c_append(crc, record);
+            run = RunId::from_slice(record).ok_or("block names no run")?;
+            continue;
         }
+        let step = (run, index);
+        if steps.last().map_or(step < start, |(last, _)| *last >= step) {
+            return Err("block is out of order");
+        }
+        steps.push((step, place));
     }
+    if expected.is_some_and(|expected| expected != crc) {
+        return Err("checksum differs");
+    }
+    Ok(steps)
 }
 
-impl Iterator for Steps<'_> {
-    type Item = Result<(At, Range<usize>), Corrupted>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let step = self.step();
-        if step.is_err() {
-            // What follows can't be told apart from what is wrong.
-            self.at = self.block.len();
+/// A run's steps, in order.
+pub(crate) fn steps_of(table: &impl Stored, run: RunId) -> Result<Vec<Indexed>, Fault> {
+    let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
+    // The block in which its first step has its place may begin with other runs.
+    let floor = table.range::<&[u8]>(..=&first[..])?.next_back();
+    let after = table.range::<&[u8]>((Bound::Excluded(&first[..]), Bound::Included(&last[..])))?;
+    let mut steps = Vec::new();
+    for row in floor.into_iter().chain(after) {
+        let (key, block) = row?;
+        let block = block.value();
+        let found = read(key.value(), block)?;
+        let from = found.partition_point(|((of, _), _)| *of < run);
+        let found = &found[from..found.partition_point(|((of, _), _)| *of <= run)];
+        if let ([(_, first), ..], [.., (_, last)]) = (found, found) {
+            // They lie together: one piece of memory for all.
+            let start = first.start;
+            let records = Bytes::copy_from_slice(&block[start..last.end]);
+            steps
+                .extend(found.iter().map(|((_, index), at)| (*index, records.slice(at.start - start..at.end - start))));
         }
-        step.map_err(|reason| Corrupted::new(Table::Steps, self.key, reason)).transpose()
     }
+    Ok(steps)
 }
 
-/// Adds what a block has of a run to its steps.
-pub(crate) fn read_run(key: &[u8], block: &[u8], run: RunId, steps: &mut Vec<Indexed>) -> Result<(), Corrupted> {
-    let mut found: Vec<(u32, Range<usize>)> = Vec::new();
-    for step in read(key, block) {
-        let ((of, index), place) = step?;
-        if of > run {
-            break;
-        }
-        if of == run {
-            found.push((index, place));
-        }
-    }
-    if let (Some((_, first)), Some((_, last))) = (found.first(), found.last()) {
-        // They lie together: one piece of memory for all.
-        let start = first.start;
-        let records = Bytes::copy_from_slice(&block[start..last.end]);
-        steps.extend(found.into_iter().map(|(index, at)| (index, records.slice(at.start - start..at.end - start))));
-    }
-    Ok(())
+/// The record of one step.
+pub(crate) fn step(table: &impl Stored, (run, index): At) -> Result<Option<Bytes>, Fault> {
+    let Some(floor) = table.range::<&[u8]>(..=&keys::of_run(run, index)[..])?.next_back() else { return Ok(None) };
+    let (key, block) = floor?;
+    let steps = read(key.value(), block.value())?;
+    let found = steps.binary_search_by_key(&(run, index), |(at, _)| *at).ok();
+    Ok(found.map(|found| Bytes::copy_from_slice(&block.value()[steps[found].1.clone()])))
 }
 
-/// The record that a block has of a step.
-pub(crate) fn read_one(key: &[u8], block: &[u8], at: At) -> Result<Option<Bytes>, Corrupted> {
-    for step in read(key, block) {
-        let (found, place) = step?;
-        if found >= at {
-            return Ok((found == at).then(|| Bytes::copy_from_slice(&block[place])));
-        }
-    }
-    Ok(None)
+/// The table of blocks, as a reader or the writer has it.
+pub(crate) trait Stored: ReadableTable<&'static [u8], &'static [u8]> {}
+
+impl<T: ReadableTable<&'static [u8], &'static [u8]>> Stored for T {}
+
+/// The place that a key stands for; of one that is of no step, the next there is.
+fn place_of(key: &[u8]) -> At {
+    let mut place = [0; RunId::BYTES + 4];
+    let length = key.len().min(place.len());
+    place[..length].copy_from_slice(&key[..length]);
+    keys::read_step(&place).unwrap_or((RunId::MAX, RUN))
 }
 
 /// A block as it is written.
@@ -131,42 +152,58 @@ struct Written {
     key: Key,
     run: RunId,
     bytes: Vec<u8>,
+    /// Of what is there so far.
+    crc: u32,
 }
 
 impl Written {
     fn from(start: At) -> Written {
-        Written { key: keys::of_run(start.0, start.1), run: start.0, bytes: Vec::with_capacity(BLOCK_BYTES) }
+        let mut block =
+            Written { key: keys::run(start.0), run: start.0, bytes: Vec::with_capacity(BLOCK_BYTES), crc: 0 };
+        block.begin(start);
+        block
     }
 
     /// The next one, in the same memory.
     fn begin(&mut self, start: At) {
-        (self.key, self.run) = (keys::of_run(start.0, start.1), start.0);
+        (self.key, self.run, self.crc) = (keys::of_run(start.0, start.1), start.0, 0);
         self.bytes.clear();
+        self.bytes.extend_from_slice(&RUN.to_le_bytes());
+        self.bytes.extend_from_slice(&((HEAD - STEP_HEADER) as u32).to_le_bytes());
+        self.bytes.resize(HEAD, 0);
     }
 
     /// Blocks fill pages of their own, so each goes by itself: redb puts it beside the others without touching them.
-    fn write(&self, table: &mut Raw<'_>) -> Result<(), Fault> {
+    fn write(&mut self, table: &mut Raw<'_>) -> Result<(), Fault> {
+        self.bytes[STEP_HEADER..HEAD].copy_from_slice(&self.crc.to_le_bytes());
         table.insert(&self.key[..], &self.bytes[..])?;
         Ok(())
     }
 
+    fn is_empty(&self) -> bool {
+        self.bytes.len() == HEAD
+    }
+
     /// Whether a step has room at its end.
     fn has_room(&self, (run, _): At, record: &[u8]) -> bool {
-        self.bytes.is_empty() || self.bytes.len() + size_of(self.run, run, record) <= BLOCK_BYTES
+        self.is_empty() || self.bytes.len() + size_of(self.run, run, record) <= BLOCK_BYTES
     }
 
     fn push(&mut self, (run, index): At, record: &[u8]) {
         if run != self.run {
             self.put(RUN, run.as_bytes());
+            self.crc = crc32c::crc32c_append(self.crc, run.as_bytes());
             self.run = run;
         }
         self.put(index, record);
     }
 
     fn put(&mut self, index: u32, record: &[u8]) {
+        let from = self.bytes.len();
         self.bytes.extend_from_slice(&index.to_le_bytes());
         // Limits keep records far below 4 GiB.
         self.bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        self.crc = crc32c::crc32c_append(self.crc, &self.bytes[from..]);
         self.bytes.extend_from_slice(record);
     }
 }
@@ -178,8 +215,9 @@ fn size_of(before: RunId, run: RunId, record: &[u8]) -> usize {
 }
 
 /// Folds steps into blocks, run by run in ascending order.
-#[derive(Default)]
 pub(crate) struct Folder {
+    /// The greatest run there is: no block has steps of one after it.
+    newest: RunId,
     /// The last run that the table had before; `None` until it was looked for.
     last: Option<Option<RunId>>,
     /// The block that is being changed.
@@ -189,6 +227,10 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
+    pub(crate) fn new(newest: RunId) -> Folder {
+        Folder { newest, last: None, open: None, new: None }
+    }
+
     /// Folds steps of one run, ascending; those without a record are deleted. Blobs that superseded records refer to go to `freed`.
     pub(crate) fn fold(
         &mut self,
@@ -248,19 +290,19 @@ impl Folder {
     /// Writes what is left. Without it nothing is lost but what was to be folded.
     pub(crate) fn finish(self, table: &mut Raw<'_>) -> Result<(), Fault> {
         if let Some(block) = self.open {
-            block.write(table)?;
+            block.write(table, self.newest)?;
         }
-        self.new.map_or(Ok(()), |block| block.write(table))
+        self.new.map_or(Ok(()), |mut block| block.write(table))
     }
 
     /// Whether the table had no step of this run, nor of any after it.
     fn comes_last(&mut self, table: &Raw<'_>, run: RunId) -> Result<bool, Fault> {
         let last = match self.last {
             Some(last) => last,
-            None => table.last()?.map(|(key, block)| match read(key.value(), block.value()).last() {
-                Some(Ok(((run, _), _))) => run,
-                // Of one that can't be read, nothing is known about what it has.
-                _ => RunId::MAX,
+            None => table.last()?.map(|(key, block)| match read(key.value(), block.value()) {
+                Ok(steps) => steps.last().map_or(place_of(key.value()).0, |((run, _), _)| *run),
+                // Nothing is known about what it has.
+                Err(_) => RunId::MAX,
             }),
         };
         self.last = Some(last);
@@ -273,7 +315,7 @@ impl Folder {
             Some(block) if block.takes(at, record) => block,
             other => {
                 if let Some(block) = other {
-                    block.write(table)?;
+                    block.write(table, self.newest)?;
                 }
                 Block::at(table, at, record)?
             }
@@ -293,51 +335,60 @@ struct Block {
     stored: bool,
     changed: bool,
     steps: Vec<(At, Bytes)>,
-    /// What stands in its place, and can't be read.
-    damaged: Option<Bytes>,
+    /// What stands in its place can't be read, so it has only what is folded now, up to its end, and this gap behind it.
+    gap: Option<Vec<u8>>,
 }
 
 impl Block {
     fn at(table: &Raw<'_>, at: At, record: Option<&[u8]>) -> Result<Block, Fault> {
         let here = keys::of_run(at.0, at.1);
         let after = table.range::<&[u8]>((Bound::Excluded(&here[..]), Bound::Unbounded))?.next().transpose()?;
-        let until = after.and_then(|(key, _)| keys::read_step(key.value()));
-        let empty = |start, stored| Block {
-            start,
-            end: until,
-            until,
-            stored,
-            changed: false,
-            steps: Vec::new(),
-            damaged: None,
-        };
+        let until = after.map(|(key, _)| place_of(key.value()));
+        let empty =
+            |start, stored| Block { start, end: until, until, stored, changed: false, steps: Vec::new(), gap: None };
         let Some((key, value)) = table.range::<&[u8]>(..=&here[..])?.next_back().transpose()? else {
             return Ok(empty(at, false));
         };
-        let (key, copy) = (key.value(), Bytes::copy_from_slice(value.value()));
-        let steps = read(key, &copy).map(|step| step.map(|(at, place)| (at, copy.slice(place))));
-        match (keys::read_step(key), steps.collect::<Result<Vec<_>, _>>()) {
-            (Some(start), Ok(steps)) => {
-                let found = Block { steps, ..empty(start, true) };
+        let (key, block) = (key.value(), value.value());
+        match read(key, block) {
+            Ok(found) => {
+                let copy = Bytes::copy_from_slice(block);
+                let steps = found.into_iter().map(|(at, place)| (at, copy.slice(place))).collect();
+                let found = Block { steps, ..empty(place_of(key), true) };
                 Ok(if found.takes(at, record) { found } else { empty(at, false) })
             }
-            (_, Err(row)) => {
+            Err(row) => {
                 // Runs in it can't be replayed any more. What is folded now must not be lost with it, nor stop the others; and
                 // whoever looks for what else it may have must go on finding that it can't be read.
-                tracing::error!(error = %row, "steps are folded beside a block that can't be read");
-                let end = Some((at.0, at.1.saturating_add(1)));
-                Ok(Block { end, damaged: Some(copy), ..empty(at, false) })
+                let is_gap = block.starts_with(&GAP);
+                if !is_gap {
+                    tracing::error!(error = %row, "steps are folded beside a block that can't be read");
+                }
+                let mut gap = if is_gap { Vec::new() } else { GAP.to_vec() };
+                // What is written over is kept in the gap behind, for whoever can make something of it.
+                gap.extend_from_slice(if *key == *here {
+                    block
+                } else if is_gap {
+                    &GAP
+                } else {
+                    &[]
+                });
+                Ok(Block { end: Some(at), gap: Some(gap), ..empty(at, false) })
             }
-            // A key that is of no step reads as an error.
-            (None, Ok(_)) => Ok(empty(at, false)),
         }
     }
 
     /// Whether a step has its place here; there is an end to what is put behind all others.
     fn takes(&self, at: At, record: Option<&[u8]>) -> bool {
-        let within = self.start <= at && self.end.is_none_or(|end| at < end);
         let is_last = self.steps.last().is_some_and(|(last, _)| *last < at);
-        within && !(is_last && record.is_some_and(|record| self.bytes() + STEP_HEADER + record.len() > APPEND_BYTES))
+        if is_last && record.is_some_and(|record| self.bytes() + STEP_HEADER + record.len() > APPEND_BYTES) {
+            return false;
+        }
+        if self.gap.is_some() {
+            // Nothing is known of a step that is passed over.
+            return self.end == Some(at) && self.until.is_none_or(|until| at < until);
+        }
+        self.start <= at && self.end.is_none_or(|end| at < end)
     }
 
     fn bytes(&self) -> usize {
@@ -347,16 +398,19 @@ impl Block {
             before = *run;
             size
         });
-        sizes.sum()
+        HEAD + sizes.sum::<usize>()
     }
 
     fn set(&mut self, at: At, value: Option<Bytes>, freed: &mut Vec<u64>) {
         let found = self.steps.binary_search_by_key(&at, |(at, _)| *at);
         self.changed |= found.is_ok() || value.is_some();
+        if self.gap.is_some() {
+            self.end = Some((at.0, at.1.saturating_add(1)));
+        }
         if let Ok(at) = found {
             let (_, old) = self.steps.remove(at);
-            let blob = BlobRef::of(&old);
-            freed.extend(blob.filter(|blob| value.as_deref().and_then(BlobRef::of) != Some(*blob)).map(|blob| blob.id));
+            let kept = value.as_deref().and_then(BlobRef::of).map(|blob| blob.id);
+            freed.extend(BlobRef::of(&old).map(|blob| blob.id).filter(|blob| kept != Some(*blob)));
         }
         if let Some(value) = value {
             let (Ok(place) | Err(place)) = found;
@@ -375,14 +429,20 @@ impl Block {
     }
 
     /// Writes it, as several where it has become too large.
-    fn write(self, table: &mut Raw<'_>) -> Result<(), Fault> {
+    fn write(self, table: &mut Raw<'_>, newest: RunId) -> Result<(), Fault> {
         if !self.changed {
             return Ok(());
         }
         let is_large = self.bytes() > BLOCK_BYTES;
-        let Block { start, end, until, stored, steps, damaged, .. } = self;
-        if let (Some(damaged), Some(end)) = (damaged, end.filter(|end| Some(*end) != until)) {
-            table.insert(&keys::of_run(end.0, end.1)[..], &damaged[..])?;
+        let Block { start, end, until, stored, steps, gap, .. } = self;
+        if let Some(gap) = gap {
+            if let Some(end) = end.filter(|end| Some(*end) != until) {
+                table.insert(&keys::of_run(end.0, end.1)[..], &gap[..])?;
+            }
+            if until.is_none() {
+                // The gap ends behind all runs there are: those that are still to come had nothing in it.
+                Written::from((newest.max(start.0), RUN)).write(table)?;
+            }
         }
         let mut block = Written::from(start);
         for (at, record) in &steps {
@@ -394,13 +454,19 @@ impl Block {
             }
             block.push(*at, record);
         }
-        if !block.bytes.is_empty() {
+        if !block.is_empty() || (stored && follows_gap(table, &block.key)?) {
             block.write(table)?;
         } else if stored {
             table.remove(&block.key[..])?;
         }
         Ok(())
     }
+}
+
+/// Whether what stands before a block can't be read: without the block that would go on in its place.
+fn follows_gap(table: &Raw<'_>, key: &[u8]) -> Result<bool, Fault> {
+    let before = table.range::<&[u8]>(..key)?.next_back().transpose()?;
+    Ok(before.is_some_and(|(key, block)| read(key.value(), block.value()).is_err()))
 }
 
 #[cfg(test)]

@@ -174,6 +174,10 @@ impl Disk {
         let numbers = snapshot.open_table(META)?;
         let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
         self.next_group = number(meta::GROUP)?.max(1);
+        if self.next_group >= journal::GROUP_MAX {
+            let key = meta::GROUP.to_owned();
+            return Err(Corrupted { table: "meta", key, reason: "no group has this number" }.into());
+        }
         self.next_sequence = number(meta::SEQUENCE)?.max(1);
         if self.options.hooks.plants(Bug::SequenceReset) {
             self.next_sequence = 1;
@@ -206,7 +210,7 @@ impl Disk {
             self.next_sequence = self.next_sequence.max(row.next_sequence);
             self.last_id = self.last_id.max(row.last_id);
             let blobs = row.values().filter_map(|value| BlobRef::of(&value));
-            self.next_blob = blobs.fold(self.next_blob, |next, blob| next.max(blob.id + 1));
+            self.next_blob = blobs.fold(self.next_blob, |next, blob| next.max(blob.id.saturating_add(1)));
             tail.add(group, &row, now);
         }
         tail.set_sequence(self.next_sequence - 1);

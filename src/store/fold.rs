@@ -139,7 +139,7 @@ impl Round {
                     watermark.write(txn)?;
                 }
             }
-            Phase::Steps { run, index } => slice.fold_steps(txn, tail, (*run, *index), size)?,
+            Phase::Steps { run, index } => slice.fold_steps(txn, tail, (*run, *index), size, watermark.last_id)?,
             Phase::Orphans { from } => {
                 // Whatever a record of this round supersedes was folded before, so their order stands.
                 let (mut blobs, most) = (txn.open_table(BLOBS)?, (size.rows / BLOB).max(1));
@@ -243,13 +243,14 @@ impl Slice {
         tail: &Tail,
         (first_run, first_index): (RunId, u32),
         size: Size,
+        newest: RunId,
     ) -> Result<(), Fault> {
         let round = self.next.upto;
         let (mut rows, mut bytes) = (0, 0);
         let mut target = None;
         let mut freed = Vec::new();
         let mut next = Phase::Orphans { from: 0 };
-        let mut folder = Folder::default();
+        let mut folder = Folder::new(newest);
         let mut records: Vec<(u32, Option<&[u8]>)> = Vec::new();
         for (run, steps) in tail.steps_from(first_run) {
             let from = if run == first_run { first_index } else { 0 };

@@ -140,6 +140,9 @@ pub(crate) fn group_of(key: u64) -> u64 {
 
 const PIECE_BITS: u32 = 8;
 
+/// The last group whose pieces have keys.
+pub(crate) const GROUP_MAX: u64 = u64::MAX >> PIECE_BITS;
+
 /// Reads a row back; the reason where it can't be.
 pub(crate) fn read(bytes: Vec<u8>, hooks: &Hooks) -> Result<Row, &'static str> {
     let bytes = Bytes::from(bytes);

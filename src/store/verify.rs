@@ -381,16 +381,14 @@ impl Audit<'_, '_> {
             if keys::read_step(key).is_some_and(|start| last.is_some_and(|last| last >= start)) {
                 self.problem("steps", key, "the block before it goes further");
             }
-            for step in blocks::read(key, &block) {
-                match step {
-                    Ok((at, _)) => {
-                        runs.insert(at.0);
-                        last = Some(at);
-                    }
-                    Err(row) => {
-                        self.problem("steps", key, row.reason);
-                        damaged.insert(row.key);
-                    }
+            match blocks::read(key, &block) {
+                Ok(steps) => {
+                    last = steps.last().map(|(at, _)| *at).or(last);
+                    runs.extend(steps.into_iter().map(|((run, _), _)| run));
+                }
+                Err(row) => {
+                    self.problem("steps", key, row.reason);
+                    damaged.insert(row.key);
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -598,8 +596,8 @@ impl Audit<'_, '_> {
             let (key, block) = row?;
             // One that can't be read was found where steps are read.
             let (key, block) = (key.value(), block.value());
-            let places = blocks::read(key, block).map_while(Result::ok).map(|(_, place)| place);
-            referred.extend(places.filter_map(|place| BlobRef::of(&block[place])).map(|blob| blob.id));
+            let steps = blocks::read(key, block).unwrap_or_default();
+            referred.extend(steps.into_iter().filter_map(|(_, place)| BlobRef::of(&block[place])).map(|blob| blob.id));
         }
         for (_, steps) in tail.steps_from(RunId::MIN) {
             for slot in steps.slots() {
@@ -607,7 +605,7 @@ impl Audit<'_, '_> {
             }
         }
         let numbered = snapshot.open_table(META)?.get(meta::BLOB)?.map_or(0, |row| row.value());
-        let numbered = referred.last().map_or(numbered, |last| numbered.max(last + 1));
+        let numbered = referred.last().map_or(numbered, |last| numbered.max(last.saturating_add(1)));
         for row in snapshot.open_table(BLOBS)?.iter()? {
             let blob = row?.0.value();
             self.found.blobs += 1;

@@ -200,15 +200,7 @@ impl<'a> View<'a> {
         let tail = self.tail.steps_of(run);
         let mut steps = Vec::new();
         if !tail.is_some_and(TailSteps::hides_table) {
-            let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
-            let table = self.table(Table::Steps)?;
-            // The block in which its first step has its place may begin with other runs.
-            let floor = table.range::<&[u8]>(..=&first[..])?.next_back();
-            let after = table.range::<&[u8]>((Bound::Excluded(&first[..]), Bound::Included(&last[..])))?;
-            for row in floor.into_iter().chain(after) {
-                let (key, block) = row?;
-                blocks::read_run(key.value(), block.value(), run, &mut steps)?;
-            }
+            steps = blocks::steps_of(self.table(Table::Steps)?, run)?;
         }
         let slots = tail.map_or(&[][..], TailSteps::slots);
         // Mostly what is in the tail comes after all that is in the table.
@@ -259,11 +251,7 @@ impl<'a> View<'a> {
         if tail.is_some_and(TailSteps::hides_table) {
             return Ok(None);
         }
-        let Some(floor) = self.table(Table::Steps)?.range::<&[u8]>(..=&key[..])?.next_back() else {
-            return Ok(None);
-        };
-        let (at, block) = floor?;
-        let found = blocks::read_one(at.value(), block.value(), (run, index))?;
+        let found = blocks::step(self.table(Table::Steps)?, (run, index))?;
         found.map(|record| self.resolved(Table::Steps, &key, record)).transpose()
     }
 

@@ -100,10 +100,11 @@ async fn verifying_names_a_block_of_checkpoints_that_the_one_before_reaches_into
     let mut within = Vec::new();
     change(&file, "steps", |table| {
         let (key, block) = first_block(table);
-        // The same run from its second step on, which the first block has too.
+        // The same run from its second step on, which the first block has too; without the checksum that a block begins with.
         within = [&key[..16], &1u32.to_be_bytes()].concat();
-        let first = 8 + u32::from_le_bytes(block[4..8].try_into().expect("a length")) as usize;
-        table.insert(&within[..], &block[first..]).expect("inserts");
+        let first = &block[12..];
+        let length = u32::from_le_bytes(first[4..8].try_into().expect("a length")) as usize;
+        table.insert(&within[..], &first[8 + length..]).expect("inserts");
     });
     let found = durably::verify(file.path()).await.expect("reads");
     let problem = &found.problems[0];

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 use redb::{Database, ReadableDatabase};
 
 use super::*;
@@ -9,6 +10,8 @@ use super::*;
 struct Pair {
     db: Database,
     model: BTreeMap<At, Vec<u8>>,
+    /// The greatest run there is.
+    newest: u128,
 }
 
 /// What a slice of folding does to a run: whether it is cleared first, and its records.
@@ -17,12 +20,12 @@ type Run = (u128, bool, BTreeMap<u32, Option<Vec<u8>>>);
 impl Pair {
     fn new() -> Pair {
         let memory = redb::backends::InMemoryBackend::new();
-        Pair { db: Database::builder().create_with_backend(memory).unwrap(), model: BTreeMap::new() }
+        Pair { db: Database::builder().create_with_backend(memory).unwrap(), model: BTreeMap::new(), newest: 12 }
     }
 
     /// Folds a slice; gives the blobs that it freed.
     fn fold(&mut self, runs: &[Run]) -> Vec<u64> {
-        let (mut folder, mut freed) = (Folder::default(), Vec::new());
+        let (mut folder, mut freed) = (Folder::new(RunId::numbered(self.newest)), Vec::new());
         let txn = self.db.begin_write().unwrap();
         let mut table = txn.open_table(Table::Steps.definition()).unwrap();
         for (run, cleared, records) in runs {
@@ -62,12 +65,35 @@ impl Pair {
         txn.commit().unwrap();
     }
 
+    /// A run's steps as a reader finds them; `None` where they can't be read.
+    fn read(&self, run: u128) -> Option<BTreeMap<At, Vec<u8>>> {
+        let txn = self.db.begin_read().unwrap();
+        let table = txn.open_table(Table::Steps.definition()).unwrap();
+        let run = RunId::numbered(run);
+        let steps = match steps_of(&table, run) {
+            Ok(steps) => steps,
+            Err(Fault::Corrupted(_)) => return None,
+            Err(fault) => panic!("{fault}"),
+        };
+        assert!(steps.is_sorted_by(|(a, _), (b, _)| a < b), "in order, each once");
+        for (index, record) in &steps {
+            assert_eq!(step(&table, (run, *index)).unwrap().as_ref(), Some(record));
+        }
+        Some(steps.into_iter().map(|(index, record)| ((run, index), record.to_vec())).collect())
+    }
+
+    /// A run's steps as they should be.
+    fn expected(&self, run: u128) -> BTreeMap<At, Vec<u8>> {
+        let run = RunId::numbered(run);
+        self.model.range((run, 0)..=(run, RUN)).map(|(at, record)| (*at, record.clone())).collect()
+    }
+
     fn check(&self) {
         let blocks = self.blocks();
         let mut found = BTreeMap::new();
         for (at, (start, block)) in blocks.iter().enumerate() {
             let key = keys::of_run(start.0, start.1);
-            let steps: Vec<_> = read(&key, block).map(|step| step.expect("a block")).collect();
+            let steps = read(&key, block).expect("a block");
             assert!(!steps.is_empty(), "a block of nothing");
             let end = blocks.get(at + 1).map(|(next, _)| *next);
             assert!(steps.iter().all(|(at, _)| start <= at && end.is_none_or(|end| *at < end)), "out of its block");
@@ -75,6 +101,9 @@ impl Pair {
             found.extend(steps.into_iter().map(|(at, place)| (at, block[place].to_vec())));
         }
         assert!(found == self.model, "other steps than were folded");
+        for run in 0..=self.newest {
+            assert!(self.read(run).expect("reads") == self.expected(run), "read otherwise");
+        }
     }
 }
 
@@ -94,9 +123,8 @@ proptest! {
         slices in proptest::collection::vec(proptest::collection::vec(run(), 0..8), 1..8),
     ) {
         let mut pair = Pair::new();
-        for mut runs in slices {
-            runs.sort_by_key(|(run, _, _)| *run);
-            runs.dedup_by_key(|(run, _, _)| *run);
+        for runs in slices {
+            let runs = sorted(runs);
             pair.fold(&runs);
             pair.check();
             // A crash before the journal's rows are removed has the same folded again.
@@ -106,17 +134,98 @@ proptest! {
     }
 
     #[test]
+    fn beside_a_damaged_block_what_is_read_is_right_or_refused(
+        before in proptest::collection::vec(run(), 1..8),
+        (which, kind, bit) in (any::<Index>(), any::<Index>(), 0u32..64),
+        after in proptest::collection::vec(proptest::collection::vec(run(), 0..8), 1..5),
+    ) {
+        let mut pair = Pair::new();
+        pair.fold(&sorted(before));
+        let blocks = pair.blocks();
+        prop_assume!(!blocks.is_empty());
+        let at = which.index(blocks.len());
+        let (start, block) = &blocks[at];
+        let until = blocks.get(at + 1).map(|(next, _)| *next);
+        pair.put(*start, &damaged(*start, block, kind, bit));
+        let is_beside = |run: u128| {
+            let run = RunId::numbered(run);
+            start.0 <= run && until.is_none_or(|until| run <= until.0)
+        };
+        let lost = pair.expected(u128::from_be_bytes(*start.0.as_bytes()));
+        let check = |pair: &Pair| {
+            for run in 0..=pair.newest {
+                match pair.read(run) {
+                    Some(steps) => assert!(steps == pair.expected(run), "run {run} is read otherwise"),
+                    None => assert!(is_beside(run), "run {run} lies elsewhere"),
+                }
+            }
+        };
+        check(&pair);
+        prop_assert!(lost.is_empty() || pair.read(u128::from_be_bytes(*start.0.as_bytes())).is_none());
+        for runs in after {
+            let runs = sorted(runs);
+            pair.fold(&runs);
+            check(&pair);
+            pair.fold(&runs);
+            check(&pair);
+        }
+        // With the first that is folded behind the damage it is known how far that can reach.
+        pair.newest = 13;
+        pair.fold(&[(13, false, records(0..3, 20))]);
+        check(&pair);
+        pair.newest = 40;
+        for run in (14..40).rev().step_by(5) {
+            pair.fold(&[(run, false, records(0..5, 300)), (run + 1, run % 2 == 0, records(0..60, 300))]);
+            check(&pair);
+            for run in 14..40 {
+                prop_assert!(pair.read(run).is_some(), "run {} came after the damage", run);
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_with_any_bit_of_its_headers_flipped_is_refused(bit in 0u32..64, which: Index) {
+        let mut pair = Pair::new();
+        pair.fold(&[(3, false, records(0..4, 5)), (5, false, records(2..3, 4)), (6, false, records(0..9, 4))]);
+        let (start, block) = pair.blocks().remove(0);
+        let key = keys::of_run(start.0, start.1);
+        prop_assert_eq!(read(&key, &block).unwrap().len(), 14);
+        prop_assert!(read(&key, &flipped(&key, &block, which, bit)).is_err());
+    }
+
+    #[test]
     fn reading_any_bytes_never_panics(mut block in proptest::collection::vec(any::<u8>(), 0..100), marks: bool) {
         if marks && block.len() > 8 {
             block[..4].copy_from_slice(&RUN.to_le_bytes());
             block[4..8].copy_from_slice(&16u32.to_le_bytes());
         }
-        let key = keys::of_run(RunId::numbered(1), 0);
-        let _ = read(&key, &block).count();
-        let _ = read(&block, &block).count();
-        let _ = read_run(&key, &block, RunId::numbered(1), &mut Vec::new());
-        let _ = read_one(&key, &block, (RunId::numbered(1), 3));
+        let _ = read(&keys::of_run(RunId::numbered(1), 0), &block);
+        let _ = read(&block, &block);
+        let _ = place_of(&block);
     }
+}
+
+fn sorted(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_by_key(|(run, _, _)| *run);
+    runs.dedup_by_key(|(run, _, _)| *run);
+    runs
+}
+
+/// A block that can't be read any more: cut, or with a bit flipped in a header.
+fn damaged(start: At, block: &[u8], kind: Index, bit: u32) -> Vec<u8> {
+    match kind.index(4) {
+        0 => block[..block.len() - 1].to_vec(),
+        _ => flipped(&keys::of_run(start.0, start.1), block, kind, bit),
+    }
+}
+
+/// The block with a bit flipped in the header of one of its records.
+fn flipped(key: &[u8], block: &[u8], which: Index, bit: u32) -> Vec<u8> {
+    let steps = read(key, block).unwrap();
+    let (_, place) = &steps[which.index(steps.len())];
+    let mut block = block.to_vec();
+    block[place.start - STEP_HEADER + bit as usize / 8] ^= 1 << (bit % 8);
+    block
 }
 
 fn records(range: Range<u32>, length: usize) -> BTreeMap<u32, Option<Vec<u8>>> {
@@ -168,22 +277,44 @@ fn clearing_takes_a_run_out_of_blocks_that_others_share() {
 }
 
 #[test]
-fn what_is_folded_beside_a_block_that_cannot_be_read_is_found_and_the_rest_stays_unreadable() {
+fn a_block_of_before_there_were_checksums_is_read_and_appended_to() {
     let mut pair = Pair::new();
-    let at = |run, index| (RunId::numbered(run), index);
-    pair.put(at(1, 0), b"damaged");
-    pair.put(at(9, 0), b"damaged too");
-    pair.fold(&[(1, false, records(4..6, 3)), (3, false, records(0..1, 3)), (7, true, records(0..1, 3))]);
-    let blocks = pair.blocks();
-    let block_of = |at: At| blocks.iter().rev().find(|(start, _)| *start <= at).expect("a block");
-    let found = |place: At| {
-        let (start, block) = block_of(place);
-        read_one(&keys::of_run(start.0, start.1), block, place).map(|record| record.map(|record| record.len()))
-    };
-    for (run, index) in [(1, 4), (1, 5), (3, 0), (7, 0)] {
-        assert_eq!(found(at(run, index)), Ok(Some(3)), "step {index} of run {run}");
+    let old: Vec<u8> =
+        (0..3u32).flat_map(|index| [&index.to_le_bytes()[..], &2u32.to_le_bytes(), b"ab"].concat()).collect();
+    pair.put((RunId::numbered(1), 0), &old);
+    pair.model.extend((0..3).map(|index| ((RunId::numbered(1), index), b"ab".to_vec())));
+    pair.check();
+    pair.fold(&[(1, false, records(3..5, 9))]);
+    pair.check();
+    assert_eq!(pair.blocks().len(), 1);
+}
+
+#[test]
+fn a_gap_is_no_larger_for_each_run_that_is_folded_into_it() {
+    let mut pair = Pair::new();
+    pair.fold(&[(1, false, records(0..50, 300))]);
+    let (start, block) = pair.blocks().remove(0);
+    pair.put(start, &block[..block.len() - 1]);
+    let stored = |pair: &Pair| pair.blocks().iter().map(|(_, block)| block.len()).sum::<usize>();
+    let before = stored(&pair);
+    for run in 2..10 {
+        pair.fold(&[(run, false, records(0..5, 20))]);
     }
-    for (run, index) in [(1, 0), (1, 3), (1, 6), (2, 0), (3, 1), (6, 5), (7, 1), (8, 0), (9, 0), (10, 3)] {
-        assert!(found(at(run, index)).is_err(), "step {index} of run {run} can't be known not to be there");
+    let folded = 8 * (HEAD + 5 * (STEP_HEADER + 20) + GAP.len());
+    assert!(stored(&pair) <= before + folded + HEAD, "{} bytes more", stored(&pair) - before);
+}
+
+#[test]
+fn a_damaged_block_that_is_written_over_is_kept_in_the_gap_behind() {
+    let mut pair = Pair::new();
+    pair.fold(&[(1, false, records(0..3, 20)), (2, false, records(0..3, 20))]);
+    let (start, mut block) = pair.blocks().remove(0);
+    block[HEAD] ^= 1;
+    pair.put(start, &block);
+    for round in 0..3 {
+        pair.fold(&[(1, false, records(round..round + 1, 20))]);
+        let kept = pair.blocks().iter().filter(|(_, stored)| stored.ends_with(&block)).count();
+        assert_eq!(kept, 1, "in round {round}");
     }
+    assert!(pair.read(1).is_none() && pair.read(2).is_none());
 }

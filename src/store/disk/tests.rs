@@ -253,7 +253,7 @@ impl Pair {
         let blocks = txn.open_table(Table::Steps.definition()).expect("there");
         let blocks = blocks.iter().expect("reads").map(|row| row.expect("reads"));
         let steps = blocks.flat_map(|(key, block)| {
-            let steps = blocks::read(key.value(), block.value()).map(|step| step.expect("a block").0);
+            let steps = blocks::read(key.value(), block.value()).expect("a block").into_iter().map(|(at, _)| at);
             steps.collect::<Vec<_>>()
         });
         assert!(steps.eq(self.steps.keys().copied()), "each step is in one block, in order");
