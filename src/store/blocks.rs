@@ -39,6 +39,9 @@ const APPEND_BYTES: usize = (8 << 10) - 128;
 /// In the place of an index: the record is the run of the steps behind it, a checksum, or the mark of a gap. No step has this index.
 const RUN: u32 = u32::MAX;
 
+/// No step has an index from here on: a run has far fewer, and [`RUN`] with a bit flipped is none.
+const INDEX_END: u32 = 1 << 30;
+
 /// Bytes before each record.
 const STEP_HEADER: usize = 8;
 
@@ -88,6 +91,9 @@ fn steps_in(key: &[u8], block: &[u8]) -> Result<Vec<(At, Range<usize>)>, &'stati
             crc = crc32c::crc32c_append(crc, record);
             run = RunId::from_slice(record).ok_or("block names no run")?;
             continue;
+        }
+        if index >= INDEX_END {
+            return Err("no step has this index");
         }
         let step = (run, index);
         if steps.last().map_or(step < start, |(last, _)| *last >= step) {

@@ -66,7 +66,7 @@ fn sync_users(api: Arc<Api>) -> Job<SyncUsers, Synced> {
             let first = tokio::select! {
                 biased;
                 quick = step.run("quick", || async { Ok("quick".to_owned()) }) => quick?,
-                never = step.run("never", || std::future::pending::<JobResult<String>>()) => never?,
+                never = step.run("never", std::future::pending::<JobResult<String>>) => never?,
             };
             assert_eq!(first, "quick");
             let mut calls = 0;
