@@ -108,7 +108,10 @@ fn steps_in(key: &[u8], block: &[u8]) -> Result<Vec<(At, Range<usize>)>, &'stati
 }
 
 /// A run's steps, in order.
-pub(crate) fn steps_of(table: &impl Stored, run: RunId) -> Result<Vec<Indexed>, Fault> {
+pub(crate) fn steps_of(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    run: RunId,
+) -> Result<Vec<Indexed>, Fault> {
     let (first, last) = (keys::of_run(run, 0), keys::of_run(run, u32::MAX));
     // The block in which its first step has its place may begin with other runs.
     let floor = table.range::<&[u8]>(..=&first[..])?.next_back();
@@ -132,18 +135,16 @@ pub(crate) fn steps_of(table: &impl Stored, run: RunId) -> Result<Vec<Indexed>, 
 }
 
 /// The record of one step.
-pub(crate) fn step(table: &impl Stored, (run, index): At) -> Result<Option<Bytes>, Fault> {
+pub(crate) fn step(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    (run, index): At,
+) -> Result<Option<Bytes>, Fault> {
     let Some(floor) = table.range::<&[u8]>(..=&keys::of_run(run, index)[..])?.next_back() else { return Ok(None) };
     let (key, block) = floor?;
     let steps = read(key.value(), block.value())?;
     let found = steps.binary_search_by_key(&(run, index), |(at, _)| *at).ok();
     Ok(found.map(|found| Bytes::copy_from_slice(&block.value()[steps[found].1.clone()])))
 }
-
-/// The table of blocks, as a reader or the writer has it.
-pub(crate) trait Stored: ReadableTable<&'static [u8], &'static [u8]> {}
-
-impl<T: ReadableTable<&'static [u8], &'static [u8]>> Stored for T {}
 
 /// The place that a key stands for; of one that is of no step, the next there is.
 fn place_of(key: &[u8]) -> At {

@@ -174,10 +174,10 @@ pub(super) fn audit(view: &View<'_>) -> Result<Verification, Fault> {
 
 impl Audit<'_, '_> {
     fn problem(&mut self, table: &'static str, key: &[u8], what: &'static str) {
-        self.count(|| Problem { table, key: keys::show(key), what });
+        self.list(|| Problem { table, key: keys::show(key), what });
     }
 
-    fn count(&mut self, problem: impl FnOnce() -> Problem) {
+    fn list(&mut self, problem: impl FnOnce() -> Problem) {
         self.found.problem_count += 1;
         if self.found.problems.len() < LISTED_MAX {
             self.found.problems.push(problem());
@@ -409,7 +409,7 @@ impl Audit<'_, '_> {
                 Err(Fault::Corrupted(row)) if damaged.contains(&row.key) => {}
                 // The rest of the run's can't be told apart from what is wrong.
                 Err(Fault::Corrupted(row)) => {
-                    self.count(|| Problem { table: row.table, key: row.key, what: row.reason });
+                    self.list(|| Problem { table: row.table, key: row.key, what: row.reason });
                 }
                 read => read?,
             }

@@ -87,9 +87,13 @@ const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("m
 
 /// Writes a format version as another build would.
 fn set_format(path: &Path, version: u64) {
+    set_number(path, "format", version);
+}
+
+fn set_number(path: &Path, name: &str, number: u64) {
     let db = redb::Database::open(path).expect("opens");
     let txn = db.begin_write().expect("begins");
-    txn.open_table(META).expect("opens").insert("format", version).expect("writes");
+    txn.open_table(META).expect("opens").insert(name, number).expect("writes");
     txn.commit().expect("commits");
 }
 
@@ -108,6 +112,17 @@ async fn a_newer_format_is_refused_and_nothing_of_it_is_lost() {
     }
     set_format(&file.path(), 1);
     run_of(&file.open_paused().await, run).await;
+}
+
+#[tokio::test]
+async fn a_file_whose_next_group_has_no_place_in_the_journal_is_refused() {
+    let file = TempFile::new();
+    file.open_paused().await.shutdown().await.expect("closes");
+    for group in [u64::MAX, 1 << 56] {
+        set_number(&file.path(), "group", group);
+        let refused = at_once().open(file.path()).await;
+        assert!(matches!(&refused, Err(Error::Corrupted { table, .. }) if *table == "meta"), "{refused:?}");
+    }
 }
 
 #[tokio::test]

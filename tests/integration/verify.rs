@@ -41,7 +41,11 @@ async fn verifying_reads_a_file_and_changes_no_byte_of_it() {
 }
 
 /// Changes a table of a closed file behind the library's back.
-fn change(file: &TempFile, table: &str, change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>)) {
+fn change<K: redb::Key + 'static>(
+    file: &TempFile,
+    table: &str,
+    change: impl FnOnce(&mut redb::Table<'_, K, &'static [u8]>),
+) {
     let db = redb::Database::open(file.path()).expect("opens");
     let txn = db.begin_write().expect("begins");
     change(&mut txn.open_table(redb::TableDefinition::new(table)).expect("opens"));
@@ -54,7 +58,7 @@ async fn verifying_names_table_and_key_of_what_is_wrong() {
     let durably = file.open_paused().await;
     durably.register(counting()).expect("registers").trigger(1).await.expect("triggers");
     durably.shutdown().await.expect("closes");
-    change(&file, "by_job", |table| table.retain(|_, _| false).expect("removes"));
+    change::<&[u8]>(&file, "by_job", |table| table.retain(|_, _| false).expect("removes"));
     let found = durably::verify(file.path()).await.expect("reads");
     assert!(!found.is_sound());
     assert_eq!((found.problem_count, found.problems[0].table), (1, "by_job"));
@@ -77,12 +81,16 @@ fn first_block(table: &redb::Table<'_, &'static [u8], &'static [u8]>) -> (Vec<u8
     (key.value().to_vec(), block.value().to_vec())
 }
 
+fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[tokio::test]
 async fn verifying_names_a_block_of_checkpoints_that_is_cut_once_for_all_its_runs() {
     let file = completed(5).await;
     assert_eq!(durably::verify(file.path()).await.expect("reads").steps, 15);
     let mut damaged = Vec::new();
-    change(&file, "steps", |table| {
+    change::<&[u8]>(&file, "steps", |table| {
         let (key, block) = first_block(table);
         table.insert(&key[..], &block[..block.len() - 1]).expect("inserts");
         damaged = key;
@@ -90,15 +98,14 @@ async fn verifying_names_a_block_of_checkpoints_that_is_cut_once_for_all_its_run
     let found = durably::verify(file.path()).await.expect("reads");
     let problem = &found.problems[0];
     assert_eq!((found.problem_count, problem.table, problem.what), (1, "steps", "block is cut"));
-    let hex: String = damaged.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(problem.key, hex);
+    assert_eq!(problem.key, hex(&damaged));
 }
 
 #[tokio::test]
 async fn verifying_names_a_block_of_checkpoints_that_the_one_before_reaches_into() {
     let file = completed(5).await;
     let mut within = Vec::new();
-    change(&file, "steps", |table| {
+    change::<&[u8]>(&file, "steps", |table| {
         let (key, block) = first_block(table);
         // The same run from its second step on, which the first block has too; without the checksum that a block begins with.
         within = [&key[..16], &1u32.to_be_bytes()].concat();
@@ -110,8 +117,7 @@ async fn verifying_names_a_block_of_checkpoints_that_the_one_before_reaches_into
     let problem = &found.problems[0];
     assert_eq!((found.problem_count, problem.table), (1, "steps"), "{:?}", found.problems);
     assert_eq!(problem.what, "the block before it goes further");
-    let hex: String = within.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(problem.key, hex);
+    assert_eq!(problem.key, hex(&within));
 }
 
 #[tokio::test]
@@ -125,12 +131,7 @@ async fn verifying_counts_all_that_is_wrong_and_lists_a_thousand() {
     durably.register(job).expect("registers").batch_trigger(vec![(); 1_010]).await.expect("triggers");
     durably.run_until_idle(None).await.expect("works");
     durably.shutdown().await.expect("closes");
-    let db = redb::Database::open(file.path()).expect("opens");
-    let txn = db.begin_write().expect("begins");
-    let blobs: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("blobs");
-    txn.open_table(blobs).expect("opens").retain(|_, _| false).expect("removes");
-    txn.commit().expect("commits");
-    drop(db);
+    change::<u64>(&file, "blobs", |table| table.retain(|_, _| false).expect("removes"));
     let found = durably::verify(file.path()).await.expect("reads");
     assert_eq!((found.problem_count, found.problems.len()), (1_010, 1_000));
 }
