@@ -8,7 +8,6 @@
 
 use std::ops::Bound;
 
-use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::Fault;
@@ -84,7 +83,8 @@ impl std::ops::Mul<usize> for Size {
 /// What a slice did: the tail forgets it once the slice is committed.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    slots: Vec<(Table, Key)>,
+    /// By table, in the order of their keys.
+    rows: Vec<(Table, Vec<Key>)>,
     steps: Vec<Folded>,
     removed_upto: Option<u64>,
     next: Round,
@@ -130,7 +130,7 @@ impl Round {
         size: Size,
         hooks: &Hooks,
     ) -> Result<Slice, Fault> {
-        let mut slice = Slice { slots: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone(), work: 0 };
+        let mut slice = Slice { rows: Vec::new(), steps: Vec::new(), removed_upto: None, next: self.clone(), work: 0 };
         match &self.phase {
             Phase::Rows { table, after } => {
                 slice.fold_rows(txn, tail, (*table, after.clone()), size, hooks)?;
@@ -190,10 +190,11 @@ impl Slice {
         let (mut rows, mut bytes) = (0, 0);
         for (at, table) in Table::ALL.into_iter().enumerate().skip(first_table) {
             // The layer of steps is empty: they follow in a phase of their own.
-            let lower = after.take().map_or(Bound::Unbounded, Bound::Excluded);
-            let due =
-                tail.layer(table).range((lower, Bound::Unbounded)).filter(|(_, slot)| slot.group <= self.next.upto);
-            let (mut put, mut gone, mut freed) = (Vec::new(), Vec::new(), Vec::new());
+            let after = after.take();
+            let lower = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let rows_after = tail.layer(table).range((lower, Bound::Unbounded));
+            let due = rows_after.filter(|(_, slot)| slot.group <= self.next.upto);
+            let (mut put, mut gone, mut freed, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let mut target = None;
             let mut full = false;
             for (key, slot) in due {
@@ -201,8 +202,9 @@ impl Slice {
                 if full {
                     break;
                 }
-                match &slot.value {
-                    Some(value) => put.push((&key[..], &value[..])),
+                let value = tail.value(slot)?;
+                match value {
+                    Some(value) => put.push((&key[..], value)),
                     None if hooks.plants(Bug::TombstonesForgotten) => {}
                     None => {
                         rows += TOMBSTONE - 1;
@@ -210,8 +212,8 @@ impl Slice {
                     }
                 }
                 rows += 1;
-                bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
-                self.slots.push((table, key.clone()));
+                bytes += key.len() + value.map_or(0, <[u8]>::len);
+                done.push(key.clone());
             }
             if !gone.is_empty() {
                 remove_ascending(opened(txn, table, &mut target)?, &gone, |old| {
@@ -227,9 +229,12 @@ impl Slice {
             }
             free_blobs(txn, freed)?;
             self.work = rows;
+            let last = done.last().cloned();
+            if !done.is_empty() {
+                self.rows.push((table, done));
+            }
             if full {
-                let after = self.slots.last().filter(|(last, _)| *last == table).map(|(_, key)| key.clone());
-                self.next.phase = Phase::Rows { table: at, after };
+                self.next.phase = Phase::Rows { table: at, after: last };
                 return Ok(());
             }
         }
@@ -302,8 +307,8 @@ impl Slice {
 
     /// The slice is committed: the tail forgets what it did. Gives where the round stands now.
     pub(crate) fn committed(self, tail: &mut Tail) -> Round {
-        for (table, key) in &self.slots {
-            tail.folded(*table, key);
+        for (table, keys) in &self.rows {
+            tail.folded(*table, keys);
         }
         for done in &self.steps {
             tail.folded_steps(done);

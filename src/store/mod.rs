@@ -4,7 +4,7 @@
 //! [`inbox`], and is answered after its commit; what is read goes through a [`view`] on a thread that may block.
 //!
 //! Layout, from the outside in: [`op`] what can be asked · [`inbox`] · [`writer`] the thread that decides and commits ·
-//! [`stage`] a group being built · [`disk`] the handle · [`journal`], [`tail`] and [`fold`] the log-structured half ·
+//! [`stage`] a group being built · [`disk`] the handle · [`journal`], [`tail`], [`layer`] and [`fold`] the log-structured half ·
 //! [`steps`] and [`blocks`] checkpoints in either ·
 //! [`view`] reads through tables plus tail · [`read`] and [`query`] what is asked of it · [`tables`] the layout on disk ·
 //! [`file`](mod@file), [`backend`] and [`reserve`] the file itself.
@@ -22,6 +22,7 @@ mod held;
 pub(crate) mod host;
 mod inbox;
 mod journal;
+mod layer;
 pub(crate) mod op;
 mod pace;
 pub(crate) mod pending;

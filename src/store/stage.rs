@@ -8,10 +8,18 @@ use bytes::Bytes;
 
 use super::steps::Change;
 use super::tables::Table;
-use super::tail::Slot;
 use crate::codec::keys::{self, Key};
 use crate::hash::SeededMap;
 use crate::id::RunId;
+
+/// What the group makes of a row.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// `None` is a tombstone.
+    pub(crate) value: Option<Bytes>,
+    /// Nothing of this key is in the table, nor in the tail.
+    pub(crate) fresh: bool,
+}
 
 /// The group's rows of a table: in the order in which they came, found by their keys. Most are looked for once and never in
 /// order.
@@ -94,16 +102,16 @@ impl Stage {
 
     /// A row whose key was never used before, in this file's whole life.
     pub(crate) fn insert(&mut self, table: Table, key: impl Into<Key>, value: impl Into<Bytes>) {
-        self.set(table, key.into(), Slot { group: 0, value: Some(value.into()), fresh: true });
+        self.set(table, key.into(), Slot { value: Some(value.into()), fresh: true });
     }
 
     /// A row whose key may have been used.
     pub(crate) fn put(&mut self, table: Table, key: impl Into<Key>, value: impl Into<Bytes>) {
-        self.set(table, key.into(), Slot { group: 0, value: Some(value.into()), fresh: false });
+        self.set(table, key.into(), Slot { value: Some(value.into()), fresh: false });
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: impl Into<Key>) {
-        self.set(table, key.into(), Slot { group: 0, value: None, fresh: false });
+        self.set(table, key.into(), Slot { value: None, fresh: false });
     }
 
     /// Changes the steps of a run. Gives the change's number among those of the group.

@@ -3,7 +3,6 @@
 //! Invariant: for every key, the newest of its records in the journal that is not folded stands here. So a row is read
 //! rightly by asking the tail first and the table second, whatever is being folded meanwhile.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::journal::Row;
+use super::layer::Layer;
 use super::steps::{Folded, Place, StepSlot, TailSteps};
 use super::tables::Table;
 use crate::codec::keys::Key;
@@ -21,23 +21,22 @@ use crate::codec::{BlobRef, Corrupted};
 use crate::id::{RunId, RunMap};
 use crate::time::Timestamp;
 
-/// One logical table's rows in a layer above the table on disk.
-pub(crate) type Layer = BTreeMap<Key, Slot>;
-
-/// The newest record of a key.
-#[derive(Debug, Clone)]
+/// The newest record of a key. It says where that is and does not hold it: most are never looked at before they are folded, and
+/// to count who holds a row is dear where many threads do.
+#[derive(Debug)]
 pub(crate) struct Slot {
     /// The group that wrote it.
     pub(crate) group: u64,
     /// `None` is a tombstone.
-    pub(crate) value: Option<Bytes>,
+    pub(crate) place: Option<Place>,
     /// Nothing of this key is in the table.
-    pub(crate) fresh: bool,
+    fresh: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
-    layers: [Layer; Table::ALL.len()],
+    /// Rows above those of the tables on disk.
+    layers: [Layer<Slot>; Table::ALL.len()],
     /// Steps have no layer: they are found by their run, and folded in the order of runs.
     steps: RunMap<TailSteps>,
     /// The runs that have some.
@@ -111,16 +110,29 @@ fn row_of(groups: &VecDeque<Group>, number: u64) -> Option<&Bytes> {
     found.map(|group| &group.row)
 }
 
-/// The row in which a step's record lies, and where in it; `None` for a tombstone.
-fn found<'g>(groups: &'g VecDeque<Group>, slot: &StepSlot) -> Result<Option<(&'g Bytes, Range<usize>)>, Corrupted> {
-    let Some(place) = slot.place else { return Ok(None) };
-    let row = row_of(groups, slot.group).filter(|row| place.range().end <= row.len());
-    let gone = || Corrupted { table: "journal", key: slot.group.to_string(), reason: "removed before its steps" };
+/// The row in which a record lies, and where in it; `None` for a tombstone.
+///
+/// # Errors
+/// Where its row is not there any more. It goes after all its records are folded.
+fn found(
+    groups: &VecDeque<Group>,
+    group: u64,
+    place: Option<Place>,
+) -> Result<Option<(&Bytes, Range<usize>)>, Corrupted> {
+    let Some(place) = place else { return Ok(None) };
+    let row = row_of(groups, group).filter(|row| place.range().end <= row.len());
+    let gone = || Corrupted { table: "journal", key: group.to_string(), reason: "removed before its records" };
     Ok(Some((row.ok_or_else(gone)?, place.range())))
 }
 
+/// The blob that a record refers to, if it does.
+fn blob_of(groups: &VecDeque<Group>, group: u64, place: Option<Place>) -> Option<BlobRef> {
+    let (row, range) = found(groups, group, place).ok()??;
+    BlobRef::of(&row[range])
+}
+
 impl Tail {
-    pub(crate) fn layer(&self, table: Table) -> &Layer {
+    pub(crate) fn layer(&self, table: Table) -> &Layer<Slot> {
         &self.layers[table as usize]
     }
 
@@ -196,17 +208,24 @@ impl Tail {
         self.steps.get(&run)
     }
 
+    /// A row's value; `None` for a tombstone.
+    pub(crate) fn value(&self, slot: &Slot) -> Result<Option<&[u8]>, Corrupted> {
+        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| &row[range]))
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_value(&self, slot: &Slot) -> Result<Option<Bytes>, Corrupted> {
+        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| row.slice(range)))
+    }
+
     /// A step's record; `None` for a tombstone.
-    ///
-    /// # Errors
-    /// Where its row is not there any more. It goes after all its steps are folded.
     pub(crate) fn record(&self, slot: &StepSlot) -> Result<Option<&[u8]>, Corrupted> {
-        Ok(found(&self.groups, slot)?.map(|(row, range)| &row[range]))
+        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| &row[range]))
     }
 
     /// The same, to be kept.
     pub(crate) fn shared_record(&self, slot: &StepSlot) -> Result<Option<Bytes>, Corrupted> {
-        Ok(found(&self.groups, slot)?.map(|(row, range)| row.slice(range)))
+        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| row.slice(range)))
     }
 
     /// The runs that the tail has steps of, in order, from one on.
@@ -220,49 +239,46 @@ impl Tail {
         self.bytes += row.bytes.len();
         for entry in &row.entries {
             let key = &row.bytes[entry.key.clone()];
+            let place = entry.value.as_ref().and_then(Place::new);
             if entry.table == Table::Steps {
-                let place = entry.value.as_ref().and_then(Place::new);
                 if let Some((run, change)) = super::journal::step_change(key, place) {
                     let new = || {
                         self.runs_with_steps.insert(run);
                         TailSteps::default()
                     };
                     let orphan = |slot: &StepSlot| {
-                        let record = found(&self.groups, slot).ok().flatten().map(|(row, range)| &row[range]);
-                        self.orphans.extend(record.and_then(BlobRef::of).map(|blob| (slot.group, blob.id)));
+                        let blob = blob_of(&self.groups, slot.group, slot.place);
+                        self.orphans.extend(blob.map(|blob| (slot.group, blob.id)));
                     };
                     self.steps.entry(run).or_insert_with(new).apply(group, change, orphan);
                 }
                 continue;
             }
-            let value = entry.value.clone().map(|range| row.bytes.slice(range));
-            let layer = &mut self.layers[entry.table as usize];
-            let mut slot = Slot { group, value, fresh: entry.fresh };
-            match layer.entry(key.into()) {
-                Entry::Vacant(place) => {
-                    if slot.value.is_some() || !slot.fresh {
-                        place.insert(slot);
-                    }
-                }
-                Entry::Occupied(mut place) => {
-                    let old = place.get();
+            let (layer, key) = (&mut self.layers[entry.table as usize], Key::from(key));
+            let mut slot = Slot { group, place, fresh: entry.fresh };
+            match layer.find(&key) {
+                // What is deleted before it is folded leaves nothing to fold.
+                Err(_) if slot.place.is_none() && slot.fresh => {}
+                Err(at) => layer.insert(at, key, slot),
+                Ok(at) => {
+                    let old = layer.at_mut(at);
+                    let blob = blob_of(&self.groups, old.group, old.place);
+                    self.orphans.extend(blob.map(|blob| (old.group, blob.id)));
                     slot.fresh = old.fresh;
-                    if let Some(blob) = old.value.as_deref().and_then(BlobRef::of) {
-                        self.orphans.push((old.group, blob.id));
-                    }
-                    if slot.value.is_none() && slot.fresh {
-                        place.remove();
+                    if slot.place.is_none() && slot.fresh {
+                        layer.remove(at);
                     } else {
-                        place.insert(slot);
+                        *old = slot;
                     }
                 }
             }
         }
     }
 
-    /// A row was folded: the table has it now. No newer one has come since the slice that did it was made.
-    pub(crate) fn folded(&mut self, table: Table, key: &Key) {
-        self.layers[table as usize].remove(key);
+    /// Rows were folded, in the order of their keys: the table has them now. No newer ones have come since the slice that did it
+    /// was made.
+    pub(crate) fn folded(&mut self, table: Table, keys: &[Key]) {
+        self.layers[table as usize].remove_ascending(keys);
     }
 
     /// Steps of a run were folded.

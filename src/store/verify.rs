@@ -588,7 +588,7 @@ impl Audit<'_, '_> {
         for table in Table::ALL {
             let raw = snapshot.open_table(table.definition())?;
             // Rows that the tail stands over count while they are there.
-            for key in tail.layer(table).keys() {
+            for (key, _) in tail.layer(table).iter() {
                 referred.extend(raw.get(&key[..])?.and_then(|row| BlobRef::of(row.value())).map(|blob| blob.id));
             }
         }

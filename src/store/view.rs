@@ -17,7 +17,7 @@ use super::blocks::{self, Indexed};
 use super::stage::{self, Stage};
 use super::steps::{Change, TailSteps};
 use super::tables::{BLOBS, Table};
-use super::tail::{Counters, Slot, Tail};
+use super::tail::{Counters, Tail};
 use crate::codec::keys::{self, Key};
 use crate::codec::{BlobRef, Corrupted};
 use crate::id::RunId;
@@ -165,10 +165,12 @@ impl<'a> View<'a> {
     }
 
     fn get_over(&self, stage: Option<&stage::Staged>, table: Table, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let slot = stage.and_then(|staged| staged.get(key)).or_else(|| self.tail.layer(table).get(key));
-        let value = match slot {
-            Some(slot) => slot.value.clone(),
-            None => self.table(table)?.get(key)?.map(|row| Bytes::copy_from_slice(row.value())),
+        let value = if let Some(slot) = stage.and_then(|staged| staged.get(key)) {
+            slot.value.clone()
+        } else if let Some(slot) = self.tail.layer(table).get(key) {
+            self.tail.shared_value(slot)?
+        } else {
+            self.table(table)?.get(key)?.map(|row| Bytes::copy_from_slice(row.value()))
         };
         value.map(|value| self.resolved(table, key, value)).transpose()
     }
@@ -275,7 +277,7 @@ impl<'a> View<'a> {
             };
             Ok(row.transpose()?)
         };
-        let mut tail = Walk { rows: self.tail.layer(table).range::<[u8], _>(range), direction };
+        let mut tail = Walk { rows: self.tail.layer(table).range(range), direction };
         let mut staged = stage.map(|staged| Walk { rows: staged.sorted(range).into_iter(), direction });
         let mut row = next_base()?;
         let mut upper = tail.next();
@@ -298,7 +300,7 @@ impl<'a> View<'a> {
                 row = next_base()?;
             }
             if let Some((_, slot)) = upper.filter(|(key, _)| **key == nearest) {
-                value = slot.value.clone();
+                value = self.tail.shared_value(slot)?;
                 upper = tail.next();
             }
             if let Some((_, slot)) = top.filter(|(key, _)| **key == nearest) {
@@ -391,13 +393,13 @@ impl Rows for Staged<'_, '_> {
 }
 
 /// One layer's rows of a range, in a direction.
-struct Walk<'l, I: DoubleEndedIterator<Item = (&'l Key, &'l Slot)>> {
+struct Walk<I> {
     rows: I,
     direction: Direction,
 }
 
-impl<'l, I: DoubleEndedIterator<Item = (&'l Key, &'l Slot)>> Walk<'l, I> {
-    fn next(&mut self) -> Option<(&'l Key, &'l Slot)> {
+impl<I: DoubleEndedIterator> Walk<I> {
+    fn next(&mut self) -> Option<I::Item> {
         match self.direction {
             Direction::Forward => self.rows.next(),
             Direction::Backward => self.rows.next_back(),
@@ -405,7 +407,7 @@ impl<'l, I: DoubleEndedIterator<Item = (&'l Key, &'l Slot)>> Walk<'l, I> {
     }
 }
 
-/// A range that holds nothing, which `BTreeMap::range` would panic on.
+/// A range that can hold nothing.
 fn empty(range: (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     match range {
         (Bound::Included(low), Bound::Included(high)) => low > high,
