@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub(crate) use bell::{Bell, Ended};
-pub(crate) use ring::{Reader, Ring};
+pub(crate) use ring::{Reader, Ring, Wakers};
 pub use stream::{Events, Received, RunEvents};
 pub(crate) use told::{StepTold, Subject, Told, What};
 

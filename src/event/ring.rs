@@ -149,6 +149,17 @@ struct Waiting {
     free: Vec<usize>,
 }
 
+/// Readers that have something to read. To wake them is to run foreign code.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct Wakers(Vec<Option<Waker>>);
+
+impl Wakers {
+    pub(crate) fn wake(self) {
+        self.0.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
 /// A place among the wakers.
 #[derive(Clone, Copy)]
 struct Ticket {
@@ -208,8 +219,8 @@ impl<E: Buffered> Ring<E> {
     }
 
     /// Appends a group of events like [`Ring::publish`], and leaves it to [`Ring::settle`] to drop what they push out: that is most
-    /// of the work, and the publisher may be in a hurry. Leaves memory for the next group.
-    pub(crate) fn publish_group(&self, events: &mut Vec<E>, common: E::Common) {
+    /// of the work, and the publisher may be in a hurry. Leaves memory for the next group, and readers to be woken.
+    pub(crate) fn publish_group(&self, events: &mut Vec<E>, common: E::Common) -> Wakers {
         let count = events.len();
         // Memory that is mostly empty is not kept for as long as the events are; what is long does not go all at once.
         let parts = (count > GROUP_EVENTS_MAX || events.capacity() > 2 * count).then(|| parts(events));
@@ -217,7 +228,7 @@ impl<E: Buffered> Ring<E> {
         let mut state = shared.lock();
         if state.closed || count == 0 {
             events.clear();
-            return;
+            return Wakers::default();
         }
         // Nobody may have settled the group before.
         let gone = state.drop_oldest(shared.bytes_max);
@@ -232,7 +243,7 @@ impl<E: Buffered> Ring<E> {
         let wakers = state.waiting.take();
         drop(state);
         drop(gone);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        Wakers(wakers)
     }
 
     /// Drops what groups have pushed out.

@@ -231,14 +231,15 @@ impl Disk {
 
     /// Commits the group: one journal row, the blobs it refers to, and a slice of folding if one is due.
     ///
-    /// Gives the row that was written, if there was anything to write. An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
+    /// Tells `committed` of the row that was written, if there was anything to write, before readers can see it. An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
     pub(crate) fn commit(
         &mut self,
         stage: &Stage,
         events: u64,
         last_id: RunId,
         live: &mut Vec<(RunId, LiveChange)>,
-    ) -> Result<Option<Row>, Fault> {
+        committed: impl FnOnce(Option<&Row>),
+    ) -> Result<(), Fault> {
         debug_assert!(events == 0 || !stage.is_empty(), "numbers that no row would keep");
         let group = self.next_group;
         let db = self.shared.db()?;
@@ -295,6 +296,7 @@ impl Disk {
         self.last_id = self.last_id.max(last_id);
         let now = self.clock.monotonic();
         self.fold = self.shared.write_tail(|tail| {
+            committed(row.as_ref());
             // The slice first: a row that the group deletes may be one that the slice has just put into its table.
             let round = slice.map(|slice| slice.committed(tail)).filter(|round| !round.is_done());
             if let Some(row) = &row {
@@ -307,7 +309,7 @@ impl Disk {
         if row.is_some() {
             self.next_group = group + 1;
         }
-        Ok(row)
+        Ok(())
     }
 
     /// One slice of the round under way, or of a new one if the tail is long or old enough.
@@ -375,7 +377,7 @@ impl Disk {
             if self.fold.is_none() {
                 self.fold = self.shared.read_tail(Round::over);
             }
-            self.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new())?;
+            self.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new(), |_| ())?;
         }
         Ok(())
     }

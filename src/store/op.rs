@@ -142,20 +142,21 @@ impl Op {
     /// Whether someone outside waits for this, rather than a body: outside callers get an error when the store stays away,
     /// bodies wait until it is back.
     pub(crate) fn is_from_outside(&self) -> bool {
-        !matches!(
+        let of_the_runtime = matches!(self, Op::Register(_) | Op::Quiet(_) | Op::Idle(_) | Op::Tick | Op::Close(_));
+        !of_the_runtime && !self.is_of_body()
+    }
+
+    /// Whether it is an executing body, or what is left of one, that asks.
+    pub(crate) fn is_of_body(&self) -> bool {
+        matches!(
             self,
-            Op::Register(_)
-                | Op::Checkpoint(_)
+            Op::Checkpoint(_)
                 | Op::Await(_)
                 | Op::Spawn(_)
                 | Op::End(_)
                 | Op::Notes(_)
                 | Op::Stopped(..)
                 | Op::WaitOver(..)
-                | Op::Quiet(_)
-                | Op::Idle(_)
-                | Op::Tick
-                | Op::Close(_)
         )
     }
 

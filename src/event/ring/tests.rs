@@ -457,7 +457,7 @@ fn readers_and_rings_cross_threads() {
 
 fn publish_group(ring: &Ring<Note>, sequences: std::ops::Range<u64>) {
     let mut events: Vec<Note> = sequences.map(note).collect();
-    ring.publish_group(&mut events, 0);
+    ring.publish_group(&mut events, 0).wake();
     assert!(events.is_empty());
 }
 
@@ -502,7 +502,7 @@ fn the_oldest_group_goes_as_a_whole_and_the_newest_stays() {
     ring.settle();
     assert_eq!(drain(&mut reader)[..2], ["-10", "11"]);
     let mut huge = vec![note(31), note(32)];
-    ring.publish_group(&mut huge, 1 << 20);
+    ring.publish_group(&mut huge, 1 << 20).wake();
     ring.settle();
     assert_eq!(drain(&mut ring.subscribe_after(0)), ["-30", "31", "32"]);
     assert_eq!(drain(&mut ring.subscribe_after(25)), ["-5", "31", "32"]);
@@ -518,7 +518,7 @@ fn groups_count_their_memory_and_do_not_pile_up_where_nobody_looks() {
     let mut events = Vec::new();
     for first in (1..=20_000).step_by(10) {
         events.extend((first..first + 10).map(note));
-        ring.publish_group(&mut events, 700);
+        ring.publish_group(&mut events, 700).wake();
         state(&ring, |s| {
             assert!(s.bytes <= 100_000 + 2_000, "{}", s.bytes);
             assert_eq!(s.bytes, s.chunks.iter().map(|chunk| chunk.bytes).sum::<usize>());
@@ -550,7 +550,7 @@ fn memory_of_a_long_group_is_not_kept_for_a_short_one() {
     let ring = ring(1 << 20);
     let mut events = Vec::with_capacity(10_000);
     events.push(note(1));
-    ring.publish_group(&mut events, 0);
+    ring.publish_group(&mut events, 0).wake();
     assert!(state(&ring, |s| s.bytes) < 1_000);
     assert_eq!(drain(&mut ring.subscribe_after(0)), ["1"]);
 }

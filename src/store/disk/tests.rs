@@ -183,7 +183,7 @@ impl Pair {
         self.sequence += events;
         let id = RunId::numbered(self.id);
         let group = self.disk().next_group();
-        self.disk().commit(stage, events, id, &mut Vec::new()).expect("commits");
+        self.disk().commit(stage, events, id, &mut Vec::new(), |_| ()).expect("commits");
         assert_eq!(self.disk().has_group(group), !stage.is_empty());
     }
 
@@ -418,12 +418,12 @@ fn folding_begins_with_age_and_with_size() {
     let mut disk = Disk::open(medium, OpenOptions::default(), clock.clone(), false).expect("opens");
     let mut stage = Stage::default();
     stage.put(Table::Runs, &[1][..], vec![1; 10]);
-    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     assert!(disk.has_tail() && !disk.wants_folding());
     clock.0.store(TAIL_AGE_FOLD.as_secs(), Ordering::Relaxed);
     assert!(disk.wants_folding());
     while disk.wants_folding() {
-        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new()).expect("commits");
+        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     }
     assert!(!disk.has_tail());
 
@@ -431,7 +431,7 @@ fn folding_begins_with_age_and_with_size() {
     for key in 0..=(TAIL_BYTES_FOLD / INLINE_BYTES_MAX) as u32 {
         stage.insert(Table::Runs, &key.to_be_bytes()[..], vec![1; INLINE_BYTES_MAX]);
     }
-    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     assert!(disk.wants_folding() && !disk.must_fold());
 }
 
@@ -486,11 +486,11 @@ fn a_round_takes_all_that_a_run_has_once_it_takes_some_of_it() {
     for (run, index) in [(1, 0), (1, 1), (1, 2), (2, 0)] {
         let mut stage = Stage::default();
         stage.change_steps(RunId::numbered(run), Change::Put(index, record.clone()));
-        disk.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+        disk.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     }
     disk.fold = disk.shared.read_tail(Round::over_older_half);
     while disk.fold.is_some() {
-        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new()).expect("commits");
+        disk.commit(&Stage::default(), 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     }
     disk.shared.read_tail(|tail| {
         assert!(tail.steps_of(RunId::numbered(1)).is_none());

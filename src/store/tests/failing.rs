@@ -321,7 +321,7 @@ fn a_row_that_cannot_be_read_is_its_callers_answer_and_nobody_elses() {
     let mut file = crate::store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
     let mut stage = Stage::default();
     stage.put(Table::Runs, keys::run(bad), b"\x01rot".to_vec());
-    file.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    file.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     drop(file);
 
     let world = World::open(disk, &clock, |_| {});
@@ -381,7 +381,7 @@ fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
     let mut stage = Stage::default();
     stage.put(Table::Jobs, &b"b"[..], b"\x01rot".to_vec());
     stage.put(Table::Tallies, &1u32.to_be_bytes()[..], b"\x01rot".to_vec());
-    file.commit(&stage, 0, RunId::MIN, &mut Vec::new()).expect("commits");
+    file.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
     drop(file);
 
     let world = World::open(disk, &clock, |_| {});

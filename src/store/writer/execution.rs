@@ -28,7 +28,7 @@ use crate::time::Timestamp;
 impl Writer {
     /// Writes a lease for every run that may start now, up to what one commit starts; the next goes on.
     pub(super) fn claim(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if self.effects.is_none() {
+        if self.publisher.effects.is_none() {
             return Ok(());
         }
         let most = STARTS_MAX + STARTS_FOR_A_REPLAY * turn.ends.len();

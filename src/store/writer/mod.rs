@@ -14,6 +14,7 @@ mod execution;
 mod explain;
 mod linger;
 mod outage;
+mod publisher;
 mod rebuild;
 mod schedules;
 mod throttles;
@@ -48,10 +49,8 @@ use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
 use linger::Linger;
-use turn::{Effect, Turn};
-
-/// Answers are left to another thread from this many on: below it, handing them over costs more than waking.
-const RELAYED_OPS_MIN: usize = 16;
+use publisher::Publisher;
+use turn::Turn;
 
 /// What the writer tells the actors, after the commit.
 pub(crate) trait Effects: Send + Sync {
@@ -199,8 +198,6 @@ pub(crate) struct Writer {
     tallies: BTreeMap<JobNumber, TallyRecord>,
     /// Boxed, so that the way to one leads through little memory.
     bodies: RunMap<Box<Body>>,
-    /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
-    alive: BTreeMap<RunId, Alive>,
     /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
     awaited: BTreeSet<(RunId, RunId, u32)>,
     schedules: schedules::Schedules,
@@ -221,10 +218,7 @@ pub(crate) struct Writer {
     /// Memory for the next group.
     spare: turn::Spare,
     spare_ops: Vec<Op>,
-    effects: Option<Arc<dyn Effects>>,
-    events: Ring<Told>,
-    bell: Arc<Bell>,
-    condition: Arc<Condition>,
+    publisher: Publisher,
     reserve: Reserve,
 }
 
@@ -259,7 +253,6 @@ impl Writer {
             jobs: Jobs::default(),
             tallies: BTreeMap::new(),
             bodies: RunMap::default(),
-            alive: BTreeMap::new(),
             awaited: BTreeSet::new(),
             schedules: schedules::Schedules::default(),
             ended: 0,
@@ -273,22 +266,26 @@ impl Writer {
             pending: Vec::new(),
             spare: turn::Spare::default(),
             spare_ops: Vec::new(),
-            effects: None,
-            events,
-            bell,
-            condition,
+            publisher: Publisher {
+                effects: None,
+                events,
+                bell,
+                condition,
+                alive: BTreeMap::new(),
+                hooks: config.hooks.clone(),
+            },
             reserve,
             config,
         };
         writer.rebuild()?;
         writer.disk.fold_all()?;
-        writer.condition.set_sequence(writer.disk.next_sequence() - 1);
+        writer.publisher.condition.set_sequence(writer.disk.next_sequence() - 1);
         Ok(writer)
     }
 
     /// Whom to tell what is to be done. Nothing is started before.
     pub(crate) fn connect(&mut self, effects: Arc<dyn Effects>) {
-        self.effects = Some(effects);
+        self.publisher.effects = Some(effects);
     }
 
     /// Works until it is told to close.
@@ -397,26 +394,13 @@ impl Writer {
             return ControlFlow::Break(());
         }
         self.recovered(&outage);
-        self.config.hooks.pass(Failpoint::Published);
         let ended = self.ended;
         for op in ops.extract_if(.., |op| matches!(op, Op::Quiet(_) | Op::Idle(_))) {
             self.watchers.push(Watcher { op, ended });
         }
-        self.answer(ops);
-        ControlFlow::Continue(())
-    }
-
-    /// Answers everyone. Where they are many, a task of the bodies' runtime answers the bodies: waking them is dearer from this
-    /// thread, and the next group need not wait for it. Callers from outside may be of another runtime, or of none.
-    fn answer(&mut self, mut ops: Vec<Op>) {
-        if ops.len() >= RELAYED_OPS_MIN
-            && let Some(effects) = &self.effects
-        {
-            ops.extract_if(.., |op| op.is_from_outside()).for_each(|op| op.settle(None));
-            effects.answer(&mut ops);
-        }
         ops.drain(..).for_each(|op| op.settle(None));
         self.spare_ops = ops;
+        ControlFlow::Continue(())
     }
 
     /// One attempt at a group, with what its failing takes. Breaks once the group is decided, or the writer is to end.
@@ -427,7 +411,7 @@ impl Writer {
         let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(ops)));
         let failed = match attempt.unwrap_or_else(|_| Err(Failed::file(Fault::Panicked))) {
             Ok(done) => {
-                self.publish(done);
+                self.publish(done, ops);
                 return ControlFlow::Break(());
             }
             Err(failed) => *failed,
@@ -440,7 +424,8 @@ impl Writer {
             Failed::File(done, fault) => {
                 self.ride_out(outage, &fault, ops)?;
                 if self.disk.has_group(group) && !self.config.hooks.plants(Bug::CommitErrorIsNo) {
-                    done.into_iter().for_each(|done| self.publish(*done));
+                    // Its callers are answered once the engine is there again.
+                    done.into_iter().for_each(|done| self.publish(*done, &mut Vec::new()));
                     self.rebuild_or_ride_out(outage, ops)?;
                     return ControlFlow::Break(());
                 }
@@ -489,19 +474,22 @@ impl Writer {
             ops.extract_if(.., |op| matches!(op, Op::Checkpoint(_))).for_each(|op| op.settle(None));
         }
         if hooks.plants(Bug::ClosedBeforeFlush) && self.is_closing() {
-            done.recorded(None);
+            done.news.recorded(&done.stage, None);
             return Ok(done);
         }
         let sequences = if hooks.plants(Bug::SequenceGivenTwice) { 0 } else { done.sequences() };
-        match self.disk.commit(&done.stage, sequences, self.ids.last(), &mut done.live) {
-            Ok(row) => {
-                hooks.pass(Failpoint::AfterCommit);
-                done.recorded(row.as_ref());
-                Ok(done)
-            }
+        let sequence = self.disk.next_sequence() + sequences - 1;
+        let turn::Done { stage, news, live, told, .. } = &mut done;
+        let committed = self.disk.commit(stage, sequences, self.ids.last(), live, |row| {
+            hooks.pass(Failpoint::AfterCommit);
+            news.recorded(stage, row);
+            *told = Some(self.publisher.tell(news, stage.bytes(), sequence, ops));
+        });
+        match committed {
+            Ok(_) => Ok(done),
             Err(fault) => {
                 // Should it be there all the same, it is told.
-                done.recorded(None);
+                done.news.recorded(&done.stage, None);
                 Err(Box::new(Failed::File(Some(Box::new(done)), fault)))
             }
         }
@@ -554,46 +542,13 @@ impl Writer {
         self.engine.apply(event, turn.monotonic);
     }
 
-    /// Tells everyone what is on disk now.
-    fn publish(&mut self, mut done: turn::Done) {
-        self.condition.set_sequence(self.disk.next_sequence() - 1);
-        // Who answers a large group settles it too.
-        let relayed = done.events.len() >= RELAYED_OPS_MIN && done.stage.bytes() <= GROUP_BYTES_MAX;
-        self.events.publish_group(&mut done.events, std::mem::take(&mut done.row));
-        if !relayed {
-            self.events.settle();
-        }
-        for (run, ended) in &done.ends {
-            self.ended += u64::from(!matches!(ended, Ended::Deleted));
-            self.bell.ring(*run, ended);
-        }
-        self.config.hooks.pass(Failpoint::PublishedHalf);
-        for effect in done.effects.drain(..) {
-            match effect {
-                Effect::Start(start) => {
-                    let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
-                    self.alive.insert(start.run, alive);
-                    if let Some(effects) = &self.effects {
-                        effects.start(*start);
-                    }
-                }
-                Effect::Cancel(run, generation) => {
-                    if let Some(effects) = &self.effects {
-                        effects.cancel(run, generation);
-                    }
-                }
-                Effect::News(run, generation, news) => {
-                    if let Some(effects) = &self.effects {
-                        effects.news(run, generation, news);
-                    }
-                }
-                Effect::Stopped(run, generation) => {
-                    if self.alive.get(&run).is_some_and(|alive| alive.generation == generation) {
-                        self.alive.remove(&run);
-                    }
-                }
-            }
-        }
+    /// Tells everyone what is on disk now, but for what was told when it got there. Takes the operations that are answered.
+    fn publish(&mut self, mut done: turn::Done, ops: &mut Vec<Op>) {
+        let rest = done.told.take().unwrap_or_else(|| {
+            self.publisher.tell(&mut done.news, done.stage.bytes(), self.disk.next_sequence() - 1, ops)
+        });
+        self.ended += done.ends.iter().filter(|(_, ended)| !matches!(ended, Ended::Deleted)).count() as u64;
+        self.publisher.tell_rest(rest, &done.ends);
         self.spare = done.into_spare();
     }
 
@@ -708,8 +663,8 @@ impl Writer {
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve is left beside the file");
         }
-        self.events.close();
-        self.bell.silence();
+        self.publisher.events.close();
+        self.publisher.bell.silence();
         if let Err(fault) = &closed {
             tracing::warn!(error = %fault, "the journal was not folded at the end; the next start will");
         }

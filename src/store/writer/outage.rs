@@ -36,7 +36,7 @@ impl Writer {
     pub(super) fn ride_out(&mut self, outage: &mut Outage, fault: &Fault, ops: &mut Vec<Op>) -> ControlFlow<()> {
         let now = self.clock.monotonic();
         outage.began.get_or_insert(now);
-        self.condition.set_degraded(true);
+        self.publisher.condition.set_degraded(true);
         tracing::error!(error = %fault, "a commit failed; the file is reopened");
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve can't be given up");
@@ -60,10 +60,10 @@ impl Writer {
 
     /// The file works again.
     pub(super) fn recovered(&mut self, outage: &Outage) {
-        if outage.began.is_some() || (self.condition.is_degraded() && !self.reserve.is_held()) {
+        if outage.began.is_some() || (self.publisher.condition.is_degraded() && !self.reserve.is_held()) {
             // A reserve that can't be made again means that the disk is still as good as full.
             match self.reserve.restore() {
-                Ok(()) => self.condition.set_degraded(false),
+                Ok(()) => self.publisher.condition.set_degraded(false),
                 Err(error) => tracing::warn!(%error, "the reserve can't be made again"),
             }
         }

@@ -64,11 +64,11 @@ impl Writer {
         if done.stage.is_empty() {
             self.disk.set_live(live);
         } else {
-            self.disk.commit(&done.stage, done.sequences(), self.ids.last(), &mut live)?;
+            self.disk.commit(&done.stage, done.sequences(), self.ids.last(), &mut live, |_| ())?;
         }
         self.config.hooks.pass(Failpoint::Recovered);
-        self.condition.set_sequence(self.disk.next_sequence() - 1);
-        self.events.publish(done.events);
+        self.publisher.condition.set_sequence(self.disk.next_sequence() - 1);
+        self.publisher.events.publish(done.news.events);
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl Writer {
 
     /// Bodies that live on keep their leases, with key and slot.
     fn adopt_alive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        for (run, Alive { generation, job, keys }) in self.alive.clone() {
+        for (run, Alive { generation, job, keys }) in self.publisher.alive.clone() {
             let body = match self.body_on_file(turn, run, generation) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(%run, error = %row, "what an executing run writes is refused from here on");
@@ -167,7 +167,7 @@ impl Writer {
     fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<BTreeSet<RunId>, Fault> {
         let mut stay = BTreeSet::new();
         for run in turn.maybe_leased()? {
-            if self.alive.contains_key(&run) {
+            if self.publisher.alive.contains_key(&run) {
                 stay.insert(run);
                 continue;
             }
@@ -256,11 +256,11 @@ impl Writer {
 
     /// The run whose body has not stopped and for which a pending one goes on: the key is to be handed over then.
     fn goes_on_for(&self, turn: &Turn<'_>, line: &Queued) -> Option<RunId> {
-        if !line.holds || line.generation > 0 || self.alive.is_empty() {
+        if !line.holds || line.generation > 0 || self.publisher.alive.is_empty() {
             return None;
         }
         let record = turn.load(line.run).ok().flatten()?.record;
-        record.continued_from.filter(|run| self.alive.contains_key(run))
+        record.continued_from.filter(|run| self.publisher.alive.contains_key(run))
     }
 
     pub(super) fn job_name(&self, job: JobNumber) -> Arc<str> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Start;
+use super::publisher::Rest;
 use crate::codec::records::{RunRecord, StateRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Generation, JobNumber};
@@ -16,7 +17,7 @@ use crate::id::RunId;
 use crate::run::RunStatus;
 use crate::store::Fault;
 use crate::store::journal::Row;
-use crate::store::op::News;
+use crate::store::op;
 use crate::store::stage::Stage;
 use crate::store::tables::Table;
 use crate::store::tail::LiveChange;
@@ -28,7 +29,7 @@ use crate::time::Timestamp;
 pub(super) enum Effect {
     Start(Box<Start>),
     Cancel(RunId, Generation),
-    News(RunId, Generation, News),
+    News(RunId, Generation, op::News),
     /// A body is known to be gone.
     Stopped(RunId, Generation),
 }
@@ -51,12 +52,20 @@ pub(super) struct Turn<'v> {
 /// A group that is built: what to commit and what to publish then.
 pub(super) struct Done {
     pub(super) stage: Stage,
+    pub(super) news: News,
+    /// What is left to be told, where the rest was told when it got to disk.
+    pub(super) told: Option<Rest>,
+    pub(super) live: Vec<(RunId, LiveChange)>,
+    pub(super) ends: Vec<(RunId, Ended)>,
+}
+
+/// What is told of a group.
+#[derive(Debug, Default)]
+pub(super) struct News {
     pub(super) events: Vec<Told>,
     /// Where the records lie that they tell of, once the group is on disk.
     pub(super) row: Bytes,
     pub(super) effects: Vec<Effect>,
-    pub(super) live: Vec<(RunId, LiveChange)>,
-    pub(super) ends: Vec<(RunId, Ended)>,
 }
 
 /// Memory that groups use one after the other. Large pieces that come and go make allocators walk their heaps.
@@ -69,27 +78,16 @@ pub(super) struct Spare {
     live: Vec<(RunId, LiveChange)>,
 }
 
-impl Done {
-    /// What is left once everything is published.
-    pub(super) fn into_spare(self) -> Spare {
-        let Done { mut stage, mut events, mut effects, mut ends, mut live, .. } = self;
-        stage.clear();
-        events.clear();
-        effects.clear();
-        ends.clear();
-        live.clear();
-        Spare { stage, events, effects, ends, live }
-    }
-
+impl News {
     /// The group is on disk, as this row: what its steps tell is told from there. Without the row at hand, it is copied.
-    pub(super) fn recorded(&mut self, row: Option<&Row>) {
-        let steps = self.stage.steps().len();
+    pub(super) fn recorded(&mut self, stage: &Stage, row: Option<&Row>) {
+        let steps = stage.steps().len();
         let (mut tells, mut copied) = (false, Vec::new());
         for event in &mut self.events {
             if let What::Staged { index, duration, at } = event.what {
                 let place = row.and_then(|row| row.step(steps, at)).unwrap_or_else(|| {
                     let from = copied.len();
-                    copied.extend_from_slice(self.stage.record(at));
+                    copied.extend_from_slice(stage.record(at));
                     from..copied.len()
                 });
                 // A row is shorter than 4 GiB: what goes into it is bounded, and large values lie elsewhere.
@@ -103,10 +101,23 @@ impl Done {
             self.row = row.map_or_else(|| copied.into(), |row| row.bytes.clone());
         }
     }
+}
+
+impl Done {
+    /// What is left once everything is published.
+    pub(super) fn into_spare(self) -> Spare {
+        let Done { mut stage, news: News { mut events, mut effects, .. }, mut ends, mut live, .. } = self;
+        stage.clear();
+        events.clear();
+        effects.clear();
+        ends.clear();
+        live.clear();
+        Spare { stage, events, effects, ends, live }
+    }
 
     /// How many sequence numbers the group takes.
     pub(super) fn sequences(&self) -> u64 {
-        if self.stage.is_empty() { 0 } else { self.events.len() as u64 }
+        if self.stage.is_empty() { 0 } else { self.news.events.len() as u64 }
     }
 }
 
@@ -164,7 +175,7 @@ impl<'v> Turn<'v> {
                 (event.committed, event.sequence) = (false, next_sequence - 1);
             }
         }
-        Done { stage, events, row: Bytes::new(), effects, live, ends }
+        Done { stage, news: News { events, row: Bytes::new(), effects }, told: None, live, ends }
     }
 
     /// The file as it will be with this group.
