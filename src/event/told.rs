@@ -23,13 +23,15 @@ use crate::time::Timestamp;
 pub(crate) struct Subject {
     pub(crate) run: RunId,
     pub(crate) job_name: Arc<str>,
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    /// `None`: it has none, as most runs.
+    labels: Option<Arc<BTreeMap<String, String>>>,
     labels_bytes: usize,
 }
 
 impl Subject {
-    pub(crate) fn new(run: RunId, job_name: Arc<str>, labels: Arc<BTreeMap<String, String>>) -> Arc<Self> {
-        let labels_bytes = labels_bytes(&labels);
+    pub(crate) fn new(run: RunId, job_name: Arc<str>, labels: &[(String, String)]) -> Arc<Self> {
+        let labels = (!labels.is_empty()).then(|| Arc::new(labels.iter().cloned().collect()));
+        let labels_bytes = labels.as_deref().map_or(0, labels_bytes);
         Arc::new(Subject { run, job_name, labels, labels_bytes })
     }
 }
@@ -133,7 +135,7 @@ impl Buffered for Told {
             timestamp: self.timestamp,
             run_id: self.subject.run,
             job_name: self.subject.job_name.clone(),
-            labels: self.subject.labels.clone(),
+            labels: self.subject.labels.clone().unwrap_or_default(),
             kind: self.kind(row),
         })
     }

@@ -12,12 +12,16 @@ use crate::codec::keys::Key;
 
 /// Rows in a chunk, at most: to move half of one aside costs less than to search twice as many.
 const CHUNK_ROWS: usize = 64;
+/// Chunks whose memory is kept, at most.
+const SPARE_CHUNKS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Layer<V> {
     /// Of each chunk, a key up to its first and after all keys of the chunk before.
     bounds: Vec<Key>,
     chunks: Vec<Chunk<V>>,
+    /// Memory of chunks that are gone: rows come and go at the same rate.
+    spare: Vec<Chunk<V>>,
 }
 
 #[derive(Debug)]
@@ -35,7 +39,7 @@ pub(crate) struct At {
 
 impl<V> Default for Layer<V> {
     fn default() -> Self {
-        Layer { bounds: Vec::new(), chunks: Vec::new() }
+        Layer { bounds: Vec::new(), chunks: Vec::new(), spare: Vec::new() }
     }
 }
 
@@ -94,9 +98,7 @@ impl<V> Layer<V> {
 
     /// A chunk of its own for a key after all others.
     fn push(&mut self, key: Key, value: V) {
-        // The first one grows as it must: many a table has a row or two.
-        let room = if self.chunks.is_empty() { 1 } else { CHUNK_ROWS };
-        let mut chunk = Chunk { keys: Vec::with_capacity(room), values: Vec::with_capacity(room) };
+        let mut chunk = self.new_chunk();
         self.bounds.push(key.clone());
         chunk.keys.push(key);
         chunk.values.push(value);
@@ -104,13 +106,29 @@ impl<V> Layer<V> {
     }
 
     fn split(&mut self, at: usize) {
+        let mut right = self.new_chunk();
         let Chunk { keys, values } = &mut self.chunks[at];
         let half = keys.len() / 2;
-        let (mut right, mut right_values) = (Vec::with_capacity(CHUNK_ROWS), Vec::with_capacity(CHUNK_ROWS));
-        right.extend(keys.drain(half..));
-        right_values.extend(values.drain(half..));
-        self.bounds.insert(at + 1, right[0].clone());
-        self.chunks.insert(at + 1, Chunk { keys: right, values: right_values });
+        right.keys.extend(keys.drain(half..));
+        right.values.extend(values.drain(half..));
+        self.bounds.insert(at + 1, right.keys[0].clone());
+        self.chunks.insert(at + 1, right);
+    }
+
+    fn new_chunk(&mut self) -> Chunk<V> {
+        self.spare.pop().unwrap_or_else(|| {
+            // The first one grows as it must: many a table has a row or two.
+            let room = if self.chunks.is_empty() { 1 } else { CHUNK_ROWS };
+            Chunk { keys: Vec::with_capacity(room), values: Vec::with_capacity(room) }
+        })
+    }
+
+    fn keep(&mut self, mut chunk: Chunk<V>) {
+        if self.spare.len() < SPARE_CHUNKS {
+            chunk.keys.clear();
+            chunk.values.clear();
+            self.spare.push(chunk);
+        }
     }
 
     pub(crate) fn remove(&mut self, at: At) {
@@ -118,8 +136,9 @@ impl<V> Layer<V> {
         chunk.keys.remove(at.row);
         chunk.values.remove(at.row);
         if chunk.keys.is_empty() {
-            self.chunks.remove(at.chunk);
+            let emptied = self.chunks.remove(at.chunk);
             self.bounds.remove(at.chunk);
+            self.keep(emptied);
         }
     }
 
@@ -156,24 +175,29 @@ impl<V> Layer<V> {
 
     /// Drops chunks that are empty, and joins those that have room for each other.
     fn close_up(&mut self) {
-        let mut joined: Vec<Chunk<V>> = Vec::with_capacity(self.chunks.len());
-        let mut bounds = Vec::with_capacity(self.chunks.len());
-        for (mut chunk, bound) in self.chunks.drain(..).zip(self.bounds.drain(..)) {
+        let mut kept = 0usize;
+        for at in 0..self.chunks.len() {
+            let (before, from) = self.chunks.split_at_mut(at);
+            let chunk = &mut from[0];
             if chunk.keys.is_empty() {
                 continue;
             }
-            match joined.last_mut() {
-                Some(last) if last.keys.len() + chunk.keys.len() <= CHUNK_ROWS / 2 => {
-                    last.keys.append(&mut chunk.keys);
-                    last.values.append(&mut chunk.values);
-                }
-                _ => {
-                    joined.push(chunk);
-                    bounds.push(bound);
-                }
+            if let Some(last) = kept.checked_sub(1).map(|last| &mut before[last])
+                && last.keys.len() + chunk.keys.len() <= CHUNK_ROWS / 2
+            {
+                last.keys.append(&mut chunk.keys);
+                last.values.append(&mut chunk.values);
+                continue;
             }
+            self.chunks.swap(kept, at);
+            self.bounds.swap(kept, at);
+            kept += 1;
         }
-        (self.chunks, self.bounds) = (joined, bounds);
+        self.bounds.truncate(kept);
+        while self.chunks.len() > kept {
+            let emptied = self.chunks.pop();
+            emptied.into_iter().for_each(|chunk| self.keep(chunk));
+        }
     }
 
     pub(crate) fn iter(&self) -> Rows<'_, V> {

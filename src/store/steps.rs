@@ -10,6 +10,8 @@ use crate::id::RunId;
 
 /// A run with one step in the tail is likely to get more: room for so many costs less than to grow twice.
 const SLOTS_MIN: usize = 16;
+/// Memory for more slots than this is not kept.
+const SLOTS_KEPT_MAX: usize = 64;
 
 /// What a group does to the steps of a run.
 #[derive(Debug, Clone)]
@@ -21,7 +23,7 @@ pub(crate) enum Change<V> {
 }
 
 /// What of a run's steps is in the tail.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TailSteps {
     /// The group that removed everything recorded before it.
     cleared: Option<u64>,
@@ -58,6 +60,18 @@ impl Place {
 }
 
 impl TailSteps {
+    /// Steps that use the memory of others.
+    pub(crate) fn with(spare: Option<Vec<StepSlot>>) -> Self {
+        TailSteps { cleared: None, slots: spare.unwrap_or_else(|| Vec::with_capacity(SLOTS_MIN)) }
+    }
+
+    /// The memory of those that are gone, if it is worth keeping.
+    pub(crate) fn into_spare(self) -> Option<Vec<StepSlot>> {
+        let mut slots = self.slots;
+        slots.clear();
+        (SLOTS_MIN..=SLOTS_KEPT_MAX).contains(&slots.capacity()).then_some(slots)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.cleared.is_none() && self.slots.is_empty()
     }
@@ -88,9 +102,6 @@ impl TailSteps {
         };
         let slot = StepSlot { index, group, place };
         if self.slots.last().is_none_or(|last| last.index < index) {
-            if self.slots.capacity() == 0 {
-                self.slots.reserve(SLOTS_MIN);
-            }
             return self.slots.push(slot);
         }
         match self.slots.binary_search_by_key(&index, |slot| slot.index) {

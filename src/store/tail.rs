@@ -33,6 +33,9 @@ pub(crate) struct Slot {
     fresh: bool,
 }
 
+/// Runs whose memory for steps is kept, at most.
+const SPARE_STEPS_MAX: usize = 1_024;
+
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     /// Rows above those of the tables on disk.
@@ -41,6 +44,8 @@ pub(crate) struct Tail {
     steps: RunMap<TailSteps>,
     /// The runs that have some.
     runs_with_steps: BTreeSet<RunId>,
+    /// Memory of runs that have none any more.
+    spare_steps: Vec<Vec<StepSlot>>,
     groups: VecDeque<Group>,
     bytes: usize,
     /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
@@ -244,7 +249,7 @@ impl Tail {
                 if let Some((run, change)) = super::journal::step_change(key, place) {
                     let new = || {
                         self.runs_with_steps.insert(run);
-                        TailSteps::default()
+                        TailSteps::with(self.spare_steps.pop())
                     };
                     let orphan = |slot: &StepSlot| {
                         let blob = blob_of(&self.groups, slot.group, slot.place);
@@ -286,7 +291,8 @@ impl Tail {
         if let Some(steps) = self.steps.get_mut(&done.run) {
             steps.folded(done);
             if steps.is_empty() {
-                self.steps.remove(&done.run);
+                let spare = self.steps.remove(&done.run).and_then(TailSteps::into_spare);
+                self.spare_steps.extend(spare.filter(|_| self.spare_steps.len() < SPARE_STEPS_MAX));
                 self.runs_with_steps.remove(&done.run);
             }
         }

@@ -271,7 +271,7 @@ impl Writer {
                 events,
                 bell,
                 condition,
-                alive: BTreeMap::new(),
+                alive: RunMap::default(),
                 hooks: config.hooks.clone(),
             },
             reserve,

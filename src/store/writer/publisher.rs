@@ -4,14 +4,13 @@
 //! while this one brings the tail up to date, and whoever of them reads waits for that. Then, once readers are let in, what may
 //! run foreign code, the wakers of listeners and of callers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::turn::{Effect, News};
 use super::{Alive, Condition, Effects};
 use crate::event::{Bell, Ended, Ring, Told, Wakers};
 use crate::hooks::{Failpoint, Hooks};
-use crate::id::RunId;
+use crate::id::{RunId, RunMap};
 use crate::limits::GROUP_BYTES_MAX;
 use crate::store::op::Op;
 
@@ -25,7 +24,7 @@ pub(super) struct Publisher {
     pub(super) bell: Arc<Bell>,
     pub(super) condition: Arc<Condition>,
     /// Bodies that the actors have been told to start and that have not stopped: what survives a reopening.
-    pub(super) alive: BTreeMap<RunId, Alive>,
+    pub(super) alive: RunMap<Alive>,
     pub(super) hooks: Hooks,
 }
 

@@ -130,7 +130,9 @@ impl Writer {
 
     /// Bodies that live on keep their leases, with key and slot.
     fn adopt_alive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        for (run, Alive { generation, job, keys }) in self.publisher.alive.clone() {
+        let mut alive: Vec<_> = self.publisher.alive.iter().map(|(run, alive)| (*run, alive.clone())).collect();
+        alive.sort_unstable_by_key(|(run, _)| *run);
+        for (run, Alive { generation, job, keys }) in alive {
             let body = match self.body_on_file(turn, run, generation) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(%run, error = %row, "what an executing run writes is refused from here on");

@@ -287,5 +287,5 @@ impl<'v> Turn<'v> {
 
 /// Whom the events of a run are about.
 pub(super) fn subject(run: RunId, job_name: &Arc<str>, record: &RunRecord) -> Arc<Subject> {
-    Subject::new(run, job_name.clone(), Arc::new(record.labels.iter().cloned().collect()))
+    Subject::new(run, job_name.clone(), &record.labels)
 }
