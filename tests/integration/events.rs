@@ -1,6 +1,9 @@
 //! The stream of every event: in commit order, dense, replayable, bounded.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Wake};
+use std::time::Duration;
 
 use durably::limits::{EVENT_BUFFER_BYTES, EVENT_PAYLOAD_BYTES_MAX};
 use durably::{Durably, EventKind, Received, RunId, Step};
@@ -383,6 +386,48 @@ async fn the_stream_is_whole_under_concurrency() {
         }
         assert_eq!((told.len(), calls.get()), (200, 600));
         ended(&durably, *told.keys().next().unwrap()).await;
+    })
+    .await;
+}
+
+/// A waker that reads before it returns, as an executor might that runs what it wakes on the spot.
+struct Reading {
+    durably: Durably,
+    run: RunId,
+    done: Mutex<mpsc::Sender<bool>>,
+}
+
+impl Wake for Reading {
+    fn wake(self: Arc<Self>) {
+        let (sender, read) = mpsc::channel();
+        let (durably, run) = (self.durably.clone(), self.run);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            sender.send(runtime.block_on(durably.get_run(run)).is_ok())
+        });
+        let read = read.recv_timeout(Duration::from_secs(10)).unwrap_or(false);
+        self.done.lock().unwrap().send(read).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_woken_by_an_event_can_read_at_once() {
+    within(async {
+        let file = TempFile::new();
+        let durably = file.open().await;
+        let job = durably.register(echo("job")).unwrap();
+        let run = job.trigger(0).await.unwrap();
+        run.output().await.unwrap();
+        let (sender, done) = mpsc::channel();
+        let reading = Reading { durably: durably.clone(), run: run.id(), done: Mutex::new(sender) };
+        let waker = Arc::new(reading).into();
+        let mut events = durably.events();
+        // Until it has seen everything, it is not among those who are woken.
+        while let Poll::Ready(event) = events.poll_next_unpin(&mut Context::from_waker(&waker)) {
+            event.unwrap();
+        }
+        job.trigger(1).await.unwrap();
+        assert!(tokio::task::spawn_blocking(move || done.recv().unwrap()).await.unwrap());
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Reading runs.
 
-use durably::{Durably, Error, JobHandle, Run, RunFilter, RunId, RunStatus};
+use durably::{Durably, Error, JobError, JobHandle, Run, RunFilter, RunId, RunStatus};
 use serde_json::json;
 
 use super::support::{Gate, ManualClock, TempFile, echo, failing, gated, job_with, memory, paused, run_of, within};
@@ -218,4 +218,28 @@ async fn an_output_of_any_size_is_read_until_its_run_is_deleted() {
     durably.shutdown().await.expect("shuts down");
     let found = durably::verify(file.path()).await.expect("reads");
     assert!(found.is_sound() && found.blobs == 0, "{:?}", found.problems);
+}
+
+/// Bodies go on while the writer is still at work on what they were answered: whoever looks waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_step_was_answered_is_there_when_its_body_looks() {
+    const STEPS: u32 = 30;
+    let file = TempFile::new();
+    let durably = file.open().await;
+    let job = job_with("job", durably.clone(), |step, _, durably: Durably| async move {
+        for number in 0..STEPS {
+            step.run(("step", number), || async { Ok(number) }).await?;
+            let run = run_of(&durably, step.run_id()).await;
+            if run.current_step_index != number + 1 {
+                return Err(JobError::msg(format!("after step {number} it has {}", run.current_step_index)));
+            }
+        }
+        Ok(())
+    });
+    let job = durably.register(job).expect("registers");
+    let runs = job.batch_trigger(0..64).await.expect("triggers");
+    for run in runs {
+        within(run.output()).await.expect("completes");
+    }
+    durably.shutdown().await.expect("shuts down");
 }
