@@ -231,7 +231,8 @@ impl Disk {
 
     /// Commits the group: one journal row, the blobs it refers to, and a slice of folding if one is due.
     ///
-    /// Tells `committed` of the row that was written, if there was anything to write, before readers can see it. An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
+    /// Once it is on disk, and before readers can see it, `committed` is told of the row that was written, if there was anything
+    /// to write. An error means that the outcome is unknown; nothing may be written before [`Disk::reopen`].
     pub(crate) fn commit(
         &mut self,
         stage: &Stage,

@@ -157,7 +157,6 @@ impl<V> Layer<V> {
             let chunk = &mut self.chunks[at.chunk];
             let mut kept = at.row;
             for row in at.row..chunk.keys.len() {
-                while keys.next_if(|key| **key < chunk.keys[row]).is_some() {}
                 if keys.next_if(|key| **key == chunk.keys[row]).is_none() {
                     chunk.keys.swap(kept, row);
                     chunk.values.swap(kept, row);

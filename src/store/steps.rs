@@ -62,7 +62,7 @@ impl Place {
 impl TailSteps {
     /// Steps that use the memory of others.
     pub(crate) fn with(spare: Option<Vec<StepSlot>>) -> Self {
-        TailSteps { cleared: None, slots: spare.unwrap_or_else(|| Vec::with_capacity(SLOTS_MIN)) }
+        TailSteps { cleared: None, slots: spare.unwrap_or_default() }
     }
 
     /// The memory of those that are gone, if it is worth keeping.
@@ -102,6 +102,9 @@ impl TailSteps {
         };
         let slot = StepSlot { index, group, place };
         if self.slots.last().is_none_or(|last| last.index < index) {
+            if self.slots.capacity() == 0 {
+                self.slots.reserve(SLOTS_MIN);
+            }
             return self.slots.push(slot);
         }
         match self.slots.binary_search_by_key(&index, |slot| slot.index) {
