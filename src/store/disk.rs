@@ -27,6 +27,11 @@ use crate::id::RunId;
 use crate::limits::{INLINE_BYTES_MAX, TAIL_AGE_FOLD, TAIL_BYTES_FOLD, TAIL_BYTES_MAX};
 use crate::time::Clock;
 
+/// Numbers of events and ids of runs beyond these are none that a file has come to: they leave room to count on from, so that
+/// none is given out twice. At a million events a second the first takes 290,000 years.
+const SEQUENCE_MAX: u64 = u64::MAX >> 1;
+const LAST_ID_HIGH_MAX: u64 = u64::MAX - 1;
+
 /// What readers and the writer have in common. The database is swapped when the file is reopened.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
@@ -173,16 +178,17 @@ impl Disk {
         let snapshot = db.begin_read()?;
         let numbers = snapshot.open_table(META)?;
         let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
-        self.next_group = number(meta::GROUP)?.max(1);
-        if self.next_group >= journal::GROUP_MAX {
-            let key = meta::GROUP.to_owned();
-            return Err(Corrupted { table: "meta", key, reason: "no group has this number" }.into());
-        }
-        self.next_sequence = number(meta::SEQUENCE)?.max(1);
+        let number_up_to = |name, max, reason| match number(name)? {
+            found if found > max => Err(Fault::from(Corrupted { table: "meta", key: String::from(name), reason })),
+            found => Ok(found),
+        };
+        self.next_group = number_up_to(meta::GROUP, journal::GROUP_MAX - 1, "no group has this number")?.max(1);
+        self.next_sequence = number_up_to(meta::SEQUENCE, SEQUENCE_MAX, "no event has this number")?.max(1);
         if self.options.hooks.plants(Bug::SequenceReset) {
             self.next_sequence = 1;
         }
-        let id = (u128::from(number(meta::LAST_ID_HIGH)?) << 64) | u128::from(number(meta::LAST_ID_LOW)?);
+        let id_high = number_up_to(meta::LAST_ID_HIGH, LAST_ID_HIGH_MAX, "no run has this id")?;
+        let id = (u128::from(id_high) << 64) | u128::from(number(meta::LAST_ID_LOW)?);
         self.last_id = RunId::from_bytes(id.to_be_bytes());
         let now = self.clock.monotonic();
         // No number is given out twice, also where its blob is gone: a fold that was cut off may free it again.

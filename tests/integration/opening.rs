@@ -90,11 +90,13 @@ fn set_format(path: &Path, version: u64) {
     set_number(path, "format", version);
 }
 
-fn set_number(path: &Path, name: &str, number: u64) {
+/// Gives the number that was there.
+fn set_number(path: &Path, name: &str, number: u64) -> u64 {
     let db = redb::Database::open(path).expect("opens");
     let txn = db.begin_write().expect("begins");
-    txn.open_table(META).expect("opens").insert(name, number).expect("writes");
+    let before = txn.open_table(META).expect("opens").insert(name, number).expect("writes").map(|row| row.value());
     txn.commit().expect("commits");
+    before.unwrap_or(0)
 }
 
 #[tokio::test]
@@ -115,14 +117,21 @@ async fn a_newer_format_is_refused_and_nothing_of_it_is_lost() {
 }
 
 #[tokio::test]
-async fn a_file_whose_next_group_has_no_place_in_the_journal_is_refused() {
+async fn a_file_that_can_not_be_counted_on_from_is_refused() {
     let file = TempFile::new();
     file.open_paused().await.shutdown().await.expect("closes");
-    for group in [u64::MAX, 1 << 56] {
-        set_number(&file.path(), "group", group);
-        let refused = at_once().open(file.path()).await;
-        assert!(matches!(&refused, Err(Error::Corrupted { table, .. }) if *table == "meta"), "{refused:?}");
+    // The next group without a place in the journal, events and runs without a number for the next one.
+    for (name, numbers) in
+        [("group", [u64::MAX, 1 << 56]), ("sequence", [u64::MAX, 1 << 63]), ("last_id_high", [u64::MAX, u64::MAX])]
+    {
+        for number in numbers {
+            let before = set_number(&file.path(), name, number);
+            let refused = at_once().open(file.path()).await;
+            assert!(matches!(&refused, Err(Error::Corrupted { table, .. }) if *table == "meta"), "{name}: {refused:?}");
+            set_number(&file.path(), name, before);
+        }
     }
+    file.open_paused().await.shutdown().await.expect("closes");
 }
 
 #[tokio::test]
