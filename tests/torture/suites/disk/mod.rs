@@ -112,6 +112,11 @@ impl SimDisk {
         self.state().opens
     }
 
+    /// Whether a runtime opened it as if for ever. It panics then, which a task may keep to itself.
+    pub fn is_opened_for_ever(&self) -> bool {
+        self.state().opens > OPENS_MAX
+    }
+
     /// What is there now, to whoever reads it.
     pub fn live(&self) -> Vec<u8> {
         self.state().live.clone()
@@ -151,8 +156,8 @@ impl SimDisk {
                 if state.lose_power() {
                     self.dark.notify_one();
                 }
-                state.pending.clear();
-                // Nobody who goes on is told.
+                // Nobody who goes on is told, and nothing of the disk that they see may fall back to what was there before.
+                state.keep_pending();
                 state.change(change);
                 return Ok(());
             }
@@ -172,14 +177,18 @@ impl State {
         apply(&mut self.live, &change);
         if let Change::Flush = change {
             // After a failed flush only what came later is still known to be dirty.
-            for change in std::mem::take(&mut self.pending) {
-                apply(&mut self.durable, &change);
-            }
+            self.keep_pending();
         } else {
             self.pending.push(change.clone());
         }
         if let Some(history) = &mut self.history {
             history.push(change);
+        }
+    }
+
+    fn keep_pending(&mut self) {
+        for change in std::mem::take(&mut self.pending) {
+            apply(&mut self.durable, &change);
         }
     }
 

@@ -84,6 +84,9 @@ pub fn simulate(seed: u64, bug: Option<Bug>, printed: bool) -> Done {
             let mut ledger = ledger.lock().expect("whole");
             ledger.violation(error);
         }
+        if disk.is_opened_for_ever() {
+            ledger.lock().expect("whole").violation("P8: the file is opened again and again".into());
+        }
         if !ledger.lock().expect("whole").violations.is_empty() {
             break;
         }
