@@ -1,8 +1,10 @@
 //! The stream of every event: in commit order, dense, replayable, bounded.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll, Wake};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use durably::limits::{EVENT_BUFFER_BYTES, EVENT_PAYLOAD_BYTES_MAX};
@@ -394,7 +396,10 @@ async fn the_stream_is_whole_under_concurrency() {
 struct Reading {
     durably: Durably,
     run: RunId,
-    done: Mutex<mpsc::Sender<bool>>,
+    /// Told whether it could read.
+    read: mpsc::Sender<bool>,
+    /// Whom it wakes then.
+    body: Option<Waker>,
 }
 
 impl Wake for Reading {
@@ -405,8 +410,8 @@ impl Wake for Reading {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             sender.send(runtime.block_on(durably.get_run(run)).is_ok())
         });
-        let read = read.recv_timeout(Duration::from_secs(10)).unwrap_or(false);
-        self.done.lock().unwrap().send(read).unwrap();
+        self.read.send(read.recv_timeout(Duration::from_secs(10)).unwrap_or(false)).unwrap();
+        self.body.iter().for_each(Waker::wake_by_ref);
     }
 }
 
@@ -418,16 +423,60 @@ async fn who_is_woken_by_an_event_can_read_at_once() {
         let job = durably.register(echo("job")).unwrap();
         let run = job.trigger(0).await.unwrap();
         run.output().await.unwrap();
-        let (sender, done) = mpsc::channel();
-        let reading = Reading { durably: durably.clone(), run: run.id(), done: Mutex::new(sender) };
-        let waker = Arc::new(reading).into();
+        let (sender, read) = mpsc::channel();
+        let waker = Arc::new(Reading { durably: durably.clone(), run: run.id(), read: sender, body: None }).into();
         let mut events = durably.events();
         // Until it has seen everything, it is not among those who are woken.
         while let Poll::Ready(event) = events.poll_next_unpin(&mut Context::from_waker(&waker)) {
             event.unwrap();
         }
         job.trigger(1).await.unwrap();
-        assert!(tokio::task::spawn_blocking(move || done.recv().unwrap()).await.unwrap());
+        assert!(tokio::task::spawn_blocking(move || read.recv().unwrap()).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_body_awaits_can_read_at_once_when_it_is_woken() {
+    within(async {
+        let file = TempFile::new();
+        let durably = file.open().await;
+        let gate = Gate::new();
+        let (read, reads) = mpsc::channel();
+        let shared = (durably.clone(), gate.clone(), read);
+        let job = job_with("job", shared, |step: Step, what, (durably, gate, read)| async move {
+            let waker = |body: &Waker| {
+                let (durably, run, read, body) = (durably.clone(), step.run_id(), read.clone(), Some(body.clone()));
+                Waker::from(Arc::new(Reading { durably, run, read, body }))
+            };
+            if what == 0 {
+                let token = step.cancelled();
+                let mut cancelled = pin!(token.cancelled());
+                let mut begun = pin!(gate.pass());
+                poll_fn(|cx| {
+                    let polled = cancelled.as_mut().poll(&mut Context::from_waker(&waker(cx.waker())));
+                    // Only after it has left its waker.
+                    let _ = begun.as_mut().poll(cx);
+                    polled
+                })
+                .await;
+                return Ok(0);
+            }
+            let mut signal = pin!(step.wait_signal::<u32>("go", "go"));
+            poll_fn(|cx| signal.as_mut().poll(&mut Context::from_waker(&waker(cx.waker())))).await
+        });
+        let job = durably.register(job).unwrap();
+        let cancelled = job.trigger(0).await.unwrap();
+        gate.reached().await;
+        durably.cancel(cancelled.id()).await.unwrap();
+
+        let mut events = durably.events();
+        let signalled = job.trigger(1).await.unwrap();
+        names_to(&mut events, "step:wait").await;
+        durably.signal(signalled.id(), "go", &7).await.unwrap();
+        assert_eq!(signalled.output().await.unwrap(), 7);
+        let reads: Vec<bool> = reads.try_iter().collect();
+        assert!(!reads.is_empty() && reads.iter().all(|read| *read), "{reads:?}");
     })
     .await;
 }

@@ -486,7 +486,7 @@ impl Writer {
             *told = Some(self.publisher.tell(news, stage.bytes(), sequence, ops));
         });
         match committed {
-            Ok(_) => Ok(done),
+            Ok(()) => Ok(done),
             Err(fault) => {
                 // Should it be there all the same, it is told.
                 done.news.recorded(&done.stage, None);
@@ -548,7 +548,7 @@ impl Writer {
             self.publisher.tell(&mut done.news, done.stage.bytes(), self.disk.next_sequence() - 1, ops)
         });
         self.ended += done.ends.iter().filter(|(_, ended)| !matches!(ended, Ended::Deleted)).count() as u64;
-        self.publisher.tell_rest(rest, &done.ends);
+        self.publisher.tell_rest(rest, &mut done.news, &done.ends, ops);
         self.spare = done.into_spare();
     }
 

@@ -2,7 +2,8 @@
 //!
 //! It is told in two parts. First, while readers are still kept from the tail, what bodies wait for: they go on on another core
 //! while this one brings the tail up to date, and whoever of them reads waits for that. Then, once readers are let in, what may
-//! run foreign code, the wakers of listeners and of callers.
+//! run foreign code, which may read: the wakers of listeners, of callers, and of what a body awaits beside its answers. Where
+//! such a waker comes before an answer, that comes then, too.
 
 use std::sync::Arc;
 
@@ -33,28 +34,32 @@ pub(super) struct Publisher {
 #[derive(Debug)]
 pub(super) struct Rest {
     wakers: Wakers,
+    /// What is to be done is not told yet, and nobody is answered.
+    effects: bool,
     /// Who answers the group drops the events that its own push out.
     relayed: bool,
 }
 
 impl Publisher {
     /// The first part, of a group of so many bytes: events, up to this sequence, what is to be done, and the answers of bodies
-    /// where they are many; takes those from `ops`.
+    /// where they are many.
     pub(super) fn tell(&mut self, news: &mut News, bytes: usize, sequence: u64, ops: &mut Vec<Op>) -> Rest {
         self.condition.set_sequence(sequence);
         let relayed = news.events.len() >= RELAYED_OPS_MIN && bytes <= GROUP_BYTES_MAX;
         let wakers = self.events.publish_group(&mut news.events, std::mem::take(&mut news.row));
         self.hooks.pass(Failpoint::PublishedHalf);
-        for effect in news.effects.drain(..) {
-            self.carry_out(effect);
+        let effects = news.effects.iter().any(Effect::may_run_foreign_code);
+        if !effects {
+            self.tell_bodies(&mut news.effects, ops);
         }
-        self.hooks.pass(Failpoint::Published);
-        self.answer(ops);
-        Rest { wakers, relayed }
+        Rest { wakers, effects, relayed }
     }
 
-    /// The second part: listeners, and who waits for the end of a run.
-    pub(super) fn tell_rest(&self, rest: Rest, ends: &[(RunId, Ended)]) {
+    /// The second part: listeners, who waits for the end of a run, and bodies that have heard of nothing yet.
+    pub(super) fn tell_rest(&mut self, rest: Rest, news: &mut News, ends: &[(RunId, Ended)], ops: &mut Vec<Op>) {
+        if rest.effects {
+            self.tell_bodies(&mut news.effects, ops);
+        }
         if !rest.relayed {
             self.events.settle();
         }
@@ -62,6 +67,15 @@ impl Publisher {
         for (run, ended) in ends {
             self.bell.ring(*run, ended);
         }
+    }
+
+    /// Tells what is to be done, then answers bodies where they are many. Takes from `ops` those that are answered.
+    fn tell_bodies(&mut self, effects: &mut Vec<Effect>, ops: &mut Vec<Op>) {
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.hooks.pass(Failpoint::Published);
+        self.answer(ops);
     }
 
     fn carry_out(&mut self, effect: Effect) {

@@ -34,6 +34,13 @@ pub(super) enum Effect {
     Stopped(RunId, Generation),
 }
 
+impl Effect {
+    /// Whether it wakes what a body awaits, by a waker that may be the body's own.
+    pub(super) fn may_run_foreign_code(&self) -> bool {
+        matches!(self, Effect::Cancel(..) | Effect::News(..))
+    }
+}
+
 pub(super) struct Turn<'v> {
     view: &'v View<'v>,
     pub(super) stage: Stage,
