@@ -403,6 +403,7 @@ struct Reading {
 }
 
 impl Wake for Reading {
+    #[expect(clippy::disallowed_methods, reason = "it is woken outside of any runtime, and waits")]
     fn wake(self: Arc<Self>) {
         let (sender, read) = mpsc::channel();
         let (durably, run) = (self.durably.clone(), self.run);
