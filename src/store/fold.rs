@@ -202,7 +202,7 @@ impl Slice {
                 if full {
                     break;
                 }
-                let value = tail.value(slot)?;
+                let value = tail.record(slot.group, slot.place)?;
                 match value {
                     Some(value) => put.push((&key[..], value)),
                     None if hooks.plants(Bug::TombstonesForgotten) => {}
@@ -275,7 +275,7 @@ impl Slice {
                     next = Phase::Steps { run, index: slot.index };
                     break;
                 }
-                let record = tail.record(slot)?;
+                let record = tail.record(slot.group, slot.place)?;
                 rows += 1;
                 bytes += record.map_or(0, <[u8]>::len);
                 records.push((slot.index, record));
@@ -286,7 +286,11 @@ impl Slice {
             let table = opened(txn, Table::Steps, &mut target)?;
             if cleared {
                 rows += CLEARING;
-                let kept = steps.slots().iter().map(|slot| tail.record(slot)).collect::<Result<Vec<_>, _>>()?;
+                let kept = steps
+                    .slots()
+                    .iter()
+                    .map(|slot| tail.record(slot.group, slot.place))
+                    .collect::<Result<Vec<_>, _>>()?;
                 folder.clear(table, run, &kept, &mut freed)?;
             }
             folder.fold(table, run, &records, &mut freed)?;

@@ -1,8 +1,8 @@
 //! The rows of one table that the tail has, in the order of their keys.
 //!
 //! A sorted list in chunks. Every row that is written is looked for here, in lists of some ten thousand that are not in a core's
-//! own cache; so keys lie next to each other, apart from what stands at them, and so do the least keys of the chunks. A search
-//! reads about ten lines of memory where a `BTreeMap` reads 25, and rows that come in order fill their chunks.
+//! own cache; so keys lie next to each other, apart from what stands at them, and so do the least keys of the chunks, and rows that
+//! come in order fill their chunks. To take rows up was 8 % of all CPU of short runs with `BTreeMap`s, and is 5 % (samples).
 //!
 //! Invariant: no chunk is empty, and the keys of a chunk lie between its bound and the next one's.
 
@@ -10,7 +10,7 @@ use std::ops::Bound;
 
 use crate::codec::keys::Key;
 
-/// Rows in a chunk, at most: to move half of one aside costs less than to search twice as many.
+/// Rows in a chunk, at most: 2 KiB of keys.
 const CHUNK_ROWS: usize = 64;
 /// Chunks whose memory is kept, at most.
 const SPARE_CHUNKS: usize = 64;

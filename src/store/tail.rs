@@ -213,24 +213,14 @@ impl Tail {
         self.steps.get(&run)
     }
 
-    /// A row's value; `None` for a tombstone.
-    pub(crate) fn value(&self, slot: &Slot) -> Result<Option<&[u8]>, Corrupted> {
-        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| &row[range]))
+    /// The record of a group that lies there; `None` for a tombstone.
+    pub(crate) fn record(&self, group: u64, place: Option<Place>) -> Result<Option<&[u8]>, Corrupted> {
+        Ok(found(&self.groups, group, place)?.map(|(row, range)| &row[range]))
     }
 
     /// The same, to be kept.
-    pub(crate) fn shared_value(&self, slot: &Slot) -> Result<Option<Bytes>, Corrupted> {
-        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| row.slice(range)))
-    }
-
-    /// A step's record; `None` for a tombstone.
-    pub(crate) fn record(&self, slot: &StepSlot) -> Result<Option<&[u8]>, Corrupted> {
-        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| &row[range]))
-    }
-
-    /// The same, to be kept.
-    pub(crate) fn shared_record(&self, slot: &StepSlot) -> Result<Option<Bytes>, Corrupted> {
-        Ok(found(&self.groups, slot.group, slot.place)?.map(|(row, range)| row.slice(range)))
+    pub(crate) fn shared_record(&self, group: u64, place: Option<Place>) -> Result<Option<Bytes>, Corrupted> {
+        Ok(found(&self.groups, group, place)?.map(|(row, range)| row.slice(range)))
     }
 
     /// The runs that the tail has steps of, in order, from one on.
@@ -332,7 +322,7 @@ mod tests {
 
     fn records(tail: &Tail) -> Vec<Result<&[u8], u64>> {
         let slots = tail.steps_of(run()).map_or(&[][..], TailSteps::slots);
-        let record = |slot| tail.record(slot).map(Option::unwrap_or_default);
+        let record = |slot: &StepSlot| tail.record(slot.group, slot.place).map(Option::unwrap_or_default);
         slots.iter().map(|slot| record(slot).map_err(|_| slot.group)).collect()
     }
 

@@ -601,7 +601,7 @@ impl Audit<'_, '_> {
         }
         for (_, steps) in tail.steps_from(RunId::MIN) {
             for slot in steps.slots() {
-                referred.extend(tail.record(slot)?.and_then(BlobRef::of).map(|blob| blob.id));
+                referred.extend(tail.record(slot.group, slot.place)?.and_then(BlobRef::of).map(|blob| blob.id));
             }
         }
         let numbered = snapshot.open_table(META)?.get(meta::BLOB)?.map_or(0, |row| row.value());

@@ -168,7 +168,7 @@ impl<'a> View<'a> {
         let value = if let Some(slot) = stage.and_then(|staged| staged.get(key)) {
             slot.value.clone()
         } else if let Some(slot) = self.tail.layer(table).get(key) {
-            self.tail.shared_value(slot)?
+            self.tail.shared_record(slot.group, slot.place)?
         } else {
             self.table(table)?.get(key)?.map(|row| Bytes::copy_from_slice(row.value()))
         };
@@ -207,7 +207,7 @@ impl<'a> View<'a> {
         let slots = tail.map_or(&[][..], TailSteps::slots);
         // Mostly what is in the tail comes after all that is in the table.
         for slot in slots {
-            set_step(&mut steps, slot.index, self.tail.shared_record(slot)?);
+            set_step(&mut steps, slot.index, self.tail.shared_record(slot.group, slot.place)?);
         }
         for change in stage.into_iter().flat_map(|stage| stage.steps_of(run)) {
             match change {
@@ -247,7 +247,8 @@ impl<'a> View<'a> {
         if let Some(steps) = tail
             && let Ok(at) = steps.slots().binary_search_by_key(&index, |slot| slot.index)
         {
-            let value = self.tail.shared_record(&steps.slots()[at])?;
+            let slot = &steps.slots()[at];
+            let value = self.tail.shared_record(slot.group, slot.place)?;
             return value.map(|value| self.resolved(Table::Steps, &key, value)).transpose();
         }
         if tail.is_some_and(TailSteps::hides_table) {
@@ -300,7 +301,7 @@ impl<'a> View<'a> {
                 row = next_base()?;
             }
             if let Some((_, slot)) = upper.filter(|(key, _)| **key == nearest) {
-                value = self.tail.shared_value(slot)?;
+                value = self.tail.shared_record(slot.group, slot.place)?;
                 upper = tail.next();
             }
             if let Some((_, slot)) = top.filter(|(key, _)| **key == nearest) {

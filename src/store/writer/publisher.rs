@@ -34,8 +34,6 @@ pub(super) struct Publisher {
 #[derive(Debug)]
 pub(super) struct Rest {
     wakers: Wakers,
-    /// What is to be done is not told yet, and nobody is answered.
-    effects: bool,
     /// Who answers the group drops the events that its own push out.
     relayed: bool,
 }
@@ -48,16 +46,15 @@ impl Publisher {
         let relayed = news.events.len() >= RELAYED_OPS_MIN && bytes <= GROUP_BYTES_MAX;
         let wakers = self.events.publish_group(&mut news.events, std::mem::take(&mut news.row));
         self.hooks.pass(Failpoint::PublishedHalf);
-        let effects = news.effects.iter().any(Effect::may_run_foreign_code);
-        if !effects {
+        if !news.effects.iter().any(Effect::may_run_foreign_code) {
             self.tell_bodies(&mut news.effects, ops);
         }
-        Rest { wakers, effects, relayed }
+        Rest { wakers, relayed }
     }
 
     /// The second part: listeners, who waits for the end of a run, and bodies that have heard of nothing yet.
     pub(super) fn tell_rest(&mut self, rest: Rest, news: &mut News, ends: &[(RunId, Ended)], ops: &mut Vec<Op>) {
-        if rest.effects {
+        if !news.effects.is_empty() {
             self.tell_bodies(&mut news.effects, ops);
         }
         if !rest.relayed {
