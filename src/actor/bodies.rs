@@ -10,7 +10,7 @@ use ractor::ActorRef;
 
 use super::key::KeyMsg;
 use crate::engine::{Generation, KeyName};
-use crate::id::RunId;
+use crate::id::{RunId, RunMap};
 use crate::step::execution::{Execution, Verdict};
 use crate::store::writer::Start;
 
@@ -66,7 +66,7 @@ pub(crate) struct Bodies {
 
 #[derive(Default)]
 struct Table {
-    entries: BTreeMap<RunId, Entry>,
+    entries: RunMap<Entry>,
     keys: BTreeMap<KeyName, Users>,
 }
 
@@ -92,35 +92,37 @@ pub(super) struct Gone {
 }
 
 impl Bodies {
-    pub(super) fn assign(&self, start: Start) {
-        let start = Arc::new(start);
-        let entry = Entry {
-            start: start.clone(),
-            phase: Phase::Assigned,
-            cancelled: false,
-            execution: None,
-            gates: Gates::None,
-        };
-        self.table().insert(entry);
+    pub(super) fn assign(&self, starts: Vec<Arc<Start>>) {
+        let mut table = self.table();
+        for start in starts {
+            table.insert(Entry {
+                start,
+                phase: Phase::Assigned,
+                cancelled: false,
+                execution: None,
+                gates: Gates::None,
+            });
+        }
     }
 
-    /// A body that has been assigned and not begun.
-    pub(super) fn assigned(&self, run: RunId) -> Option<Arc<Start>> {
+    /// Of these bodies, those that have been assigned and not begun.
+    pub(super) fn assigned(&self, runs: &[RunId]) -> Vec<Arc<Start>> {
         let table = self.table();
-        table.entries.get(&run).filter(|entry| entry.phase == Phase::Assigned).map(|entry| entry.start.clone())
+        let entries = runs.iter().filter_map(|run| table.entries.get(run));
+        entries.filter(|entry| entry.phase == Phase::Assigned).map(|entry| entry.start.clone()).collect()
     }
 
-    /// Every body that has been assigned and not begun.
+    /// Every body that has been assigned and not begun, in the order of their runs.
     pub(super) fn all_assigned(&self) -> Vec<RunId> {
         let table = self.table();
-        table.entries.iter().filter(|(_, entry)| entry.phase == Phase::Assigned).map(|(run, _)| *run).collect()
+        sorted(table.entries.iter().filter(|(_, entry)| entry.phase == Phase::Assigned).map(|(run, _)| *run))
     }
 
     /// Stopped bodies that the writer has not heard of, since their gate has gone.
     pub(super) fn all_stopped(&self) -> Vec<(RunId, Generation)> {
         let table = self.table();
         let stopped = table.entries.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Stopped { .. }));
-        stopped.map(|(run, entry)| (*run, entry.start.generation)).collect()
+        sorted(stopped.map(|(run, entry)| (*run, entry.start.generation)))
     }
 
     /// Takes an assigned body to begin it, if all its keys have room among the bodies that are running. The caller makes its
@@ -186,10 +188,11 @@ impl Bodies {
     /// Ends every body that has not ended, as a shutdown does after its grace. Gives the runs that are left.
     pub(crate) fn hand_back_all(&self) -> Vec<RunId> {
         let table = self.table();
-        for execution in table.entries.values().filter_map(|entry| entry.execution.as_ref()) {
+        let runs = sorted(table.entries.keys().copied());
+        for execution in runs.iter().filter_map(|run| table.entries.get(run)?.execution.as_ref()) {
             execution.judge(Verdict::HandedBack);
         }
-        table.entries.keys().copied().collect()
+        runs
     }
 
     /// The last code of a body is gone.
@@ -277,6 +280,13 @@ impl Table {
             }
         }
     }
+}
+
+/// What came in no order, in order: what is done to bodies is done in the same order every time.
+fn sorted<T: Ord>(found: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found: Vec<T> = found.collect();
+    found.sort_unstable();
+    found
 }
 
 /// How an attempt to begin a body went.

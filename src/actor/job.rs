@@ -18,8 +18,8 @@ pub(super) struct JobActor {
 
 #[derive(Debug)]
 pub(super) enum JobMsg {
-    /// A body of this job is assigned; its keys' gates.
-    Start(RunId, Gates),
+    /// Bodies of this job are assigned; the gates of each one's keys.
+    Start(Vec<(RunId, Gates)>),
 }
 
 impl Actor for JobActor {
@@ -32,18 +32,20 @@ impl Actor for JobActor {
     }
 
     async fn handle(&self, _: ActorRef<JobMsg>, message: JobMsg, (): &mut ()) -> Result<(), ActorProcessingErr> {
-        let JobMsg::Start(run, gates) = message;
-        for gate in gates.as_slice() {
-            // A gate that is gone is made again by the supervisor, which then looks for what was lost.
-            let _ = gate.send_message(KeyMsg::Start(run, gates.clone()));
-        }
-        if let Gates::None = gates
-            && let Begun::Yes(start) = self.core.hub.bodies.begin(run, &gates)
-        {
-            let generation = start.generation;
-            if let Err(error) = run::spawn(&self.core, start).await {
-                tracing::error!(%run, %error, "a run actor can't be made");
-                body_gone(&self.core, run, generation, false);
+        let JobMsg::Start(bodies) = message;
+        for (run, gates) in bodies {
+            for gate in gates.as_slice() {
+                // A gate that is gone is made again by the supervisor, which then looks for what was lost.
+                let _ = gate.send_message(KeyMsg::Start(run, gates.clone()));
+            }
+            if let Gates::None = gates
+                && let Begun::Yes(start) = self.core.hub.bodies.begin(run, &gates)
+            {
+                let generation = start.generation;
+                if let Err(error) = run::spawn(&self.core, start).await {
+                    tracing::error!(%run, %error, "a run actor can't be made");
+                    body_gone(&self.core, run, generation, false);
+                }
             }
         }
         Ok(())

@@ -178,8 +178,8 @@ pub enum SupervisorMsg {
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum Internal {
-    /// A lease is on disk.
-    Start(RunId),
+    /// The leases of these runs are on disk.
+    Start(Vec<RunId>),
     /// A key actor has had nothing to do since it was sent this many bodies.
     KeyIdle(std::sync::Arc<str>, u64),
     /// Look for bodies that a lost message was about.

@@ -125,11 +125,11 @@ impl Drop for Dispatch {
 }
 
 impl Effects for Dispatch {
-    fn start(&self, start: Start) {
+    fn start(&self, starts: Vec<Arc<Start>>) {
         let Some(core) = self.core.upgrade() else { return };
-        let run = start.run;
-        core.hub.bodies.assign(start);
-        core.hub.tell(Internal::Start(run));
+        let runs = starts.iter().map(|start| start.run).collect();
+        core.hub.bodies.assign(starts);
+        core.hub.tell(Internal::Start(runs));
     }
 
     fn cancel(&self, run: RunId, generation: Generation) {

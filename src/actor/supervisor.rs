@@ -3,6 +3,7 @@
 //! Keeps which job and key actors there are, nothing else; a new one reads what was under way from the bodies.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl Actor for Supervisor {
         routes: &mut Routes,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SupervisorMsg::Internal(Internal::Start(run)) => self.route(&myself, routes, run).await,
+            SupervisorMsg::Internal(Internal::Start(runs)) => self.route(&myself, routes, &runs).await,
             SupervisorMsg::Internal(Internal::KeyIdle(key, seen)) => retire(routes, &key, seen),
             SupervisorMsg::Internal(Internal::Sweep) => self.sweep(&myself),
             #[cfg(test)]
@@ -90,22 +91,31 @@ impl Actor for Supervisor {
 }
 
 impl Supervisor {
-    /// Sends a body down: to its job, with the gates of its keys.
-    async fn route(&self, myself: &ActorRef<SupervisorMsg>, routes: &mut Routes, run: RunId) {
-        let Some(start) = self.core.hub.bodies.assigned(run) else { return };
-        if let Err(error) = self.try_route(myself, routes, run, start.job, &start.keys).await {
-            tracing::error!(%run, %error, "a job or key actor can't be made");
+    /// Sends bodies down: to their jobs, with the gates of their keys.
+    async fn route(&self, myself: &ActorRef<SupervisorMsg>, routes: &mut Routes, runs: &[RunId]) {
+        let mut by_job: BTreeMap<JobNumber, Vec<(RunId, Gates)>> = BTreeMap::new();
+        for start in self.core.hub.bodies.assigned(runs) {
+            match self.gates(myself, routes, &start.keys).await {
+                Ok(gates) => by_job.entry(start.job).or_default().push((start.run, gates)),
+                Err(error) => tracing::error!(run = %start.run, %error, "a key actor can't be made"),
+            }
+        }
+        for (job, bodies) in by_job {
+            match self.job(myself, routes, job).await {
+                // One that has failed is made again when the news of that arrives, and its bodies are found by the sweep.
+                Ok(actor) => drop(actor.send_message(JobMsg::Start(bodies))),
+                Err(error) => tracing::error!(job, %error, "a job actor can't be made"),
+            }
         }
     }
 
-    async fn try_route(
+    /// The gates of a body's keys, which learn that it is on its way.
+    async fn gates(
         &self,
         myself: &ActorRef<SupervisorMsg>,
         routes: &mut Routes,
-        run: RunId,
-        job: JobNumber,
         keys: &Keys,
-    ) -> Result<(), SpawnErr> {
+    ) -> Result<Gates, SpawnErr> {
         for (key, _) in keys.iter() {
             if !routes.keys.contains_key(key) {
                 let actor = KeyActor { core: self.core.clone(), key: key.clone() };
@@ -113,14 +123,6 @@ impl Supervisor {
                 routes.keys.insert(key.clone(), Gate { actor, sent: 0 });
             }
         }
-        let actor = match routes.jobs.get(&job) {
-            Some(actor) => actor,
-            None => {
-                let actor = JobActor { core: self.core.clone() };
-                let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
-                routes.jobs.entry(job).or_insert(actor)
-            }
-        };
         let mut gates = Vec::new();
         for (key, _) in keys.iter() {
             if let Some(gate) = routes.keys.get_mut(key) {
@@ -128,9 +130,23 @@ impl Supervisor {
                 gates.push(gate.actor.clone());
             }
         }
-        // One that has failed is made again when the news of that arrives, and the body is found by the sweep.
-        let _ = actor.send_message(JobMsg::Start(run, Gates::of(gates)));
-        Ok(())
+        Ok(Gates::of(gates))
+    }
+
+    async fn job<'r>(
+        &self,
+        myself: &ActorRef<SupervisorMsg>,
+        routes: &'r mut Routes,
+        job: JobNumber,
+    ) -> Result<&'r ActorRef<JobMsg>, SpawnErr> {
+        Ok(match routes.jobs.entry(job) {
+            Entry::Occupied(actor) => actor.into_mut(),
+            Entry::Vacant(place) => {
+                let actor = JobActor { core: self.core.clone() };
+                let (actor, _) = Actor::spawn_linked(None, actor, (), myself.get_cell()).await?;
+                place.insert(actor)
+            }
+        })
     }
 
     /// Finds what lost messages were about: bodies not begun, and bodies stopped that the writer has not heard of.
@@ -139,9 +155,7 @@ impl Supervisor {
         for (run, generation) in bodies.all_stopped() {
             settle(&self.core, run, generation);
         }
-        for run in bodies.all_assigned() {
-            let _ = myself.send_message(SupervisorMsg::Internal(Internal::Start(run)));
-        }
+        let _ = myself.send_message(SupervisorMsg::Internal(Internal::Start(bodies.all_assigned())));
     }
 
     /// Answers a request, in a task of its own where that takes time.

@@ -138,8 +138,8 @@ struct Executing {
     generation: Generation,
     keys: Keys,
     ended: bool,
-    /// What becomes of the run once this body is gone.
-    next: Option<Next>,
+    /// What becomes of the run once this body is gone. Boxed, since it is large and hardly any has it.
+    next: Option<Box<Next>>,
 }
 
 /// What was decided about a run while its body was still stopping.
@@ -370,7 +370,7 @@ impl Engine {
             || self
                 .executing
                 .values()
-                .any(|executing| matches!(executing.next, Some(Next::Queue(_) | Next::Succeed(_))))
+                .any(|executing| matches!(executing.next.as_deref(), Some(Next::Queue(_) | Next::Succeed(_))))
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -383,7 +383,7 @@ impl Engine {
             let mut counts = [line.pending, u64::from(line.executing), line.asleep];
             for executing in self.executing.values().filter(|executing| executing.job == *job && executing.ended) {
                 counts[1] -= 1;
-                match executing.next {
+                match executing.next.as_deref() {
                     Some(Next::Queue(_) | Next::Succeed(_)) => counts[0] += 1,
                     Some(Next::Sleep(_)) => counts[2] += 1,
                     None => {}
@@ -432,7 +432,7 @@ impl Engine {
     fn suspend(&mut self, sleeper: Sleeper) {
         if let Some(executing) = self.executing.get_mut(&sleeper.run) {
             executing.ended = true;
-            executing.next = Some(Next::Sleep(sleeper));
+            executing.next = Some(Box::new(Next::Sleep(sleeper)));
             return;
         }
         self.keep_held(sleeper.run, &sleeper.keys);
@@ -442,7 +442,7 @@ impl Engine {
 
     fn queue(&mut self, queued: Queued) {
         if let Some(executing) = self.executing.get_mut(&queued.run) {
-            executing.next = Some(Next::Queue(queued));
+            executing.next = Some(Box::new(Next::Queue(queued)));
             return;
         }
         if let Some(sleeper) = self.sleepers.remove(queued.run) {
@@ -492,7 +492,7 @@ impl Engine {
             Some(executing) => {
                 executing.ended = true;
                 self.successors.insert(next.run, run);
-                executing.next = Some(Next::Succeed(next));
+                executing.next = Some(Box::new(Next::Succeed(next)));
             }
             None => self.queue(next),
         }
@@ -564,7 +564,7 @@ impl Engine {
             self.unpark();
         }
         self.refresh(executing.job);
-        match executing.next {
+        match executing.next.map(|next| *next) {
             Some(Next::Sleep(sleeper)) => self.suspend(sleeper),
             Some(Next::Queue(queued)) if queued.holds => self.queue(queued),
             Some(Next::Succeed(queued)) => {
@@ -767,7 +767,7 @@ impl Engine {
             assert_eq!(self.sleepers.of_job(*job), line.asleep, "sleeping runs of job {job}");
         }
         for (new, old) in &self.successors {
-            let next = self.executing.get(old).and_then(|executing| executing.next.as_ref());
+            let next = self.executing.get(old).and_then(|executing| executing.next.as_deref());
             assert!(matches!(next, Some(Next::Succeed(next)) if next.run == *new), "{new} goes on for nobody");
         }
         let asleep = self.sleepers.held().chain(self.holding.iter().map(|(run, keys)| (*run, keys)));

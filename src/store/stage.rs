@@ -114,6 +114,13 @@ impl Stage {
         self.set(table, key.into(), Slot { value: None, fresh: false });
     }
 
+    /// Makes room for so many more rows of a table.
+    pub(crate) fn reserve(&mut self, table: Table, rows: usize) {
+        let table = &mut self.tables[table as usize];
+        table.rows.reserve(rows);
+        table.places.reserve(rows);
+    }
+
     /// Changes the steps of a run. Gives the change's number among those of the group.
     pub(crate) fn change_steps(&mut self, run: RunId, change: Change<Arc<[u8]>>) -> usize {
         self.rows += 1;

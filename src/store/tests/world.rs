@@ -239,8 +239,8 @@ pub(super) struct Told {
 }
 
 impl Effects for Told {
-    fn start(&self, start: Start) {
-        self.starts.lock().expect("whole").push((start.run, start.generation));
+    fn start(&self, starts: Vec<Arc<Start>>) {
+        self.starts.lock().expect("whole").extend(starts.iter().map(|start| (start.run, start.generation)));
         let then = self.then.lock().expect("whole").take();
         then.into_iter().for_each(|then| then());
     }

@@ -84,7 +84,7 @@ impl Writer {
             generation: claim.generation,
         };
         turn.tell(&subject, What::Kind(Box::new(kind)));
-        turn.effects.push(Effect::Start(Box::new(Start {
+        turn.effects.push(Effect::Start(Arc::new(Start {
             run,
             generation: claim.generation,
             job: record.job,

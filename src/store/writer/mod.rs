@@ -54,8 +54,8 @@ use turn::Turn;
 
 /// What the writer tells the actors, after the commit.
 pub(crate) trait Effects: Send + Sync {
-    /// A lease is on disk: start the body.
-    fn start(&self, start: Start);
+    /// Leases are on disk: start their bodies.
+    fn start(&self, starts: Vec<Arc<Start>>);
     /// The run's cancel is on disk: tell the body.
     fn cancel(&self, run: RunId, generation: Generation);
     /// Something that a step of the body may wait for is on disk: tell the body.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::turn::{Effect, News};
-use super::{Alive, Condition, Effects};
+use super::{Alive, Condition, Effects, Start};
 use crate::event::{Bell, Ended, Ring, Told, Wakers};
 use crate::hooks::{Failpoint, Hooks};
 use crate::id::{RunId, RunMap};
@@ -68,37 +68,44 @@ impl Publisher {
 
     /// Tells what is to be done, then answers bodies where they are many. Takes from `ops` those that are answered.
     fn tell_bodies(&mut self, effects: &mut Vec<Effect>, ops: &mut Vec<Op>) {
+        let mut starts = Vec::new();
         for effect in effects.drain(..) {
-            self.carry_out(effect);
+            match effect {
+                // Together, since each message to the actors costs about as much as all else that a start does here.
+                Effect::Start(start) => {
+                    let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
+                    self.alive.insert(start.run, alive);
+                    starts.push(start);
+                }
+                Effect::Stopped(run, generation) => {
+                    if self.alive.get(&run).is_some_and(|alive| alive.generation == generation) {
+                        self.alive.remove(&run);
+                    }
+                }
+                Effect::Cancel(run, generation) => {
+                    self.start(&mut starts);
+                    if let Some(effects) = &self.effects {
+                        effects.cancel(run, generation);
+                    }
+                }
+                Effect::News(run, generation, news) => {
+                    self.start(&mut starts);
+                    if let Some(effects) = &self.effects {
+                        effects.news(run, generation, news);
+                    }
+                }
+            }
         }
+        self.start(&mut starts);
         self.hooks.pass(Failpoint::Published);
         self.answer(ops);
     }
 
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Start(start) => {
-                let alive = Alive { generation: start.generation, job: start.job, keys: start.keys.clone() };
-                self.alive.insert(start.run, alive);
-                if let Some(effects) = &self.effects {
-                    effects.start(*start);
-                }
-            }
-            Effect::Cancel(run, generation) => {
-                if let Some(effects) = &self.effects {
-                    effects.cancel(run, generation);
-                }
-            }
-            Effect::News(run, generation, news) => {
-                if let Some(effects) = &self.effects {
-                    effects.news(run, generation, news);
-                }
-            }
-            Effect::Stopped(run, generation) => {
-                if self.alive.get(&run).is_some_and(|alive| alive.generation == generation) {
-                    self.alive.remove(&run);
-                }
-            }
+    fn start(&self, starts: &mut Vec<Arc<Start>>) {
+        if let Some(effects) = &self.effects
+            && !starts.is_empty()
+        {
+            effects.start(std::mem::take(starts));
         }
     }
 

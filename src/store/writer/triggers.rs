@@ -146,6 +146,9 @@ impl Writer {
             Ok(decisions) => decisions,
             Err(error) => return Ok(Err(error)),
         };
+        for table in [Table::Runs, Table::ByJob, Table::ByStatus] {
+            turn.stage.reserve(table, items.len());
+        }
         let mut answers: Vec<Triggered> = Vec::with_capacity(items.len());
         let mut replaced = BTreeSet::new();
         for ((item, job), decision) in items.iter().zip(jobs).zip(decisions) {

@@ -27,7 +27,7 @@ use crate::time::Timestamp;
 /// What is done once the group is on disk.
 #[derive(Debug)]
 pub(super) enum Effect {
-    Start(Box<Start>),
+    Start(Arc<Start>),
     Cancel(RunId, Generation),
     News(RunId, Generation, op::News),
     /// A body is known to be gone.
