@@ -125,7 +125,7 @@ impl Actor for RunActor {
 
 /// An execution from its lease to its end.
 async fn execute(core: &Arc<Core>, start: Arc<Start>, alive: Arc<Alive>) {
-    let execution = Execution::new(start.clone(), core.means(), alive);
+    let execution = Execution::new(start.clone(), core.means().clone(), alive);
     let began = core.config.clock.monotonic();
     if !core.hub.bodies.attach(start.run, &execution) {
         // Cancelled before it began: there is no body, and nothing to record.

@@ -55,21 +55,27 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) hub: Hub,
     pub(crate) requests: Arc<Semaphore>,
-    pool: Arc<Pool>,
-    draining: CancellationToken,
+    means: Arc<Means>,
     closed: AtomicBool,
     shutting_down: tokio::sync::Mutex<()>,
 }
 
 impl Core {
     pub(super) fn new(store: Store, config: Config) -> Arc<Core> {
+        let means = Means {
+            store: store.clone(),
+            clock: config.clock.clone(),
+            pool: Arc::new(Pool::new(config.blocking_threads)),
+            draining: CancellationToken::new(),
+            payload_bytes_max: config.payload_bytes_max,
+            hooks: config.hooks.clone(),
+        };
         Arc::new(Core {
             store,
             registry: Registry::default(),
             hub: Hub::default(),
             requests: Arc::new(Semaphore::new(UNACKED_CALLS_MAX)),
-            pool: Arc::new(Pool::new(config.blocking_threads)),
-            draining: CancellationToken::new(),
+            means: Arc::new(means),
             closed: AtomicBool::new(false),
             shutting_down: tokio::sync::Mutex::new(()),
             config,
@@ -87,21 +93,14 @@ impl Core {
             tokio::spawn(keep_time(Arc::downgrade(self)));
         }
         if let Some(retention) = self.config.retain_runs {
-            tokio::spawn(retain(Arc::downgrade(self), retention, self.draining.clone()));
+            tokio::spawn(retain(Arc::downgrade(self), retention, self.means.draining.clone()));
         }
         Ok(())
     }
 
     /// What an execution works with.
-    pub(crate) fn means(&self) -> Means {
-        Means {
-            store: self.store.clone(),
-            clock: self.config.clock.clone(),
-            pool: self.pool.clone(),
-            draining: self.draining.clone(),
-            payload_bytes_max: self.config.payload_bytes_max,
-            hooks: self.config.hooks.clone(),
-        }
+    pub(crate) fn means(&self) -> &Arc<Means> {
+        &self.means
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -111,7 +110,7 @@ impl Core {
     pub(crate) fn health(&self) -> Health {
         if self.is_closed() {
             Health::Closed
-        } else if self.draining.is_cancelled() {
+        } else if self.means.draining.is_cancelled() {
             Health::Draining
         } else if self.store.is_degraded() {
             Health::Degraded
@@ -315,7 +314,7 @@ impl Core {
     }
 
     pub(crate) async fn pause(&self, paused: bool) -> Result<(), Error> {
-        if self.draining.is_cancelled() {
+        if self.means.draining.is_cancelled() {
             return Err(Error::ShutDown);
         }
         self.store.submit(Op::Pause, paused, Admitted::default()).answer().await
@@ -337,7 +336,7 @@ impl Core {
         }
         // No run starts from here on, before anyone is told to hurry.
         drop(self.store.submit(Op::Pause, true, Admitted::default()).answer().await);
-        self.draining.cancel();
+        self.means.draining.cancel();
         let hooks = &self.config.hooks;
         hooks.pass(Failpoint::Draining);
         let quiet = || self.store.submit(Op::Quiet, (), Admitted::default()).answer();
@@ -349,7 +348,7 @@ impl Core {
             // A body is dropped at its next await; one that does not come to any is left behind.
             if tokio::time::timeout(LEAVE_BEHIND_AFTER, quiet()).await.is_err() {
                 let left = self.hub.bodies.hand_back_all();
-                tracing::warn!(runs = ?left, blocking = self.pool.busy(), "bodies did not stop and are left behind");
+                tracing::warn!(runs = ?left, blocking = self.means.pool.busy(), "bodies did not stop and are left behind");
             }
         }
         hooks.pass(Failpoint::Drained);
@@ -365,7 +364,7 @@ impl Core {
             return;
         }
         drop(self.store.submit(Op::Close, false, Admitted::default()));
-        self.draining.cancel();
+        self.means.draining.cancel();
         self.hub.kill();
     }
 }

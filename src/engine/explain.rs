@@ -47,7 +47,8 @@ impl Engine {
     /// written. `None`: it is in no line.
     pub(crate) fn obstacles(&self, run: RunId, job: JobNumber, keys: &Keys, priority: i8) -> Option<Vec<Obstacle>> {
         if let Some(executing) = self.executing.get(&run) {
-            return Some(vec![Obstacle::Stopping]).filter(|_| matches!(executing.next.as_deref(), Some(Next::Queue(_))));
+            return Some(vec![Obstacle::Stopping])
+                .filter(|_| matches!(executing.next.as_deref(), Some(Next::Queue(_))));
         }
         if self.successors.contains_key(&run) {
             return Some(vec![Obstacle::Stopping]);

@@ -37,8 +37,7 @@ pub(crate) enum Verdict {
     Over,
 }
 
-/// What an execution works with.
-#[derive(Clone)]
+/// What all executions of a runtime work with.
 pub(crate) struct Means {
     pub(crate) store: Store,
     pub(crate) clock: Arc<dyn Clock>,
@@ -50,10 +49,10 @@ pub(crate) struct Means {
 
 pub(crate) struct Execution {
     pub(crate) start: Arc<Start>,
-    pub(crate) means: Means,
-    pub(crate) cancelled: CancellationToken,
-    /// The same, for the look at every step: the token takes a lock.
+    pub(crate) means: Arc<Means>,
     is_cancelled: AtomicBool,
+    /// Fires with it. Made for the first who asks for it, since hardly any body does.
+    cancelled: OnceLock<CancellationToken>,
     /// Someone holds the token, so the body gets its grace after a cancel.
     watched: AtomicBool,
     /// How the job's steps are tried again that say nothing themselves.
@@ -180,12 +179,12 @@ pub(super) struct Ticket {
 }
 
 impl Execution {
-    pub(crate) fn new(start: Arc<Start>, means: Means, alive: Arc<Alive>) -> Arc<Self> {
+    pub(crate) fn new(start: Arc<Start>, means: Arc<Means>, alive: Arc<Alive>) -> Arc<Self> {
         Arc::new(Execution {
             start,
             means,
-            cancelled: CancellationToken::new(),
             is_cancelled: AtomicBool::new(false),
+            cancelled: OnceLock::new(),
             watched: AtomicBool::new(false),
             retry: OnceLock::new(),
             steps: Mutex::default(),
@@ -205,7 +204,9 @@ impl Execution {
     /// Tells the body that its run is cancelled.
     pub(crate) fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
-        self.cancelled.cancel();
+        if let Some(token) = self.cancelled.get() {
+            token.cancel();
+        }
         self.signals.raise(Signal::Cancelled);
         if self.parked.load(Ordering::Relaxed) > 0 {
             self.stuck();
@@ -481,7 +482,17 @@ impl Execution {
 
     pub(super) fn watch(&self) -> CancellationToken {
         self.watched.store(true, Ordering::Relaxed);
-        self.cancelled.clone()
+        self.token().clone()
+    }
+
+    /// Fires when the run is cancelled.
+    pub(super) fn token(&self) -> &CancellationToken {
+        let token = self.cancelled.get_or_init(CancellationToken::new);
+        // Whoever cancelled the run meanwhile may have found none to fire.
+        if self.is_cancelled() {
+            token.cancel();
+        }
+        token
     }
 
     /// Whether an error must not be recorded, since the body was told to stop.

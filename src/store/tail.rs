@@ -5,9 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,8 +47,10 @@ pub(crate) struct Tail {
     bytes: usize,
     /// Blobs that only the journal refers to, with the group that does: freed before that group's row is removed.
     orphans: Vec<(u64, u64)>,
+    /// The runs that execute, and where their counters stand.
+    executing: BTreeMap<RunId, u32>,
     /// What changes with every step of an executing run and is never rewritten on disk.
-    live: BTreeMap<RunId, Arc<Live>>,
+    counters: Vec<Counters>,
     /// The sequence of the last committed event.
     sequence: u64,
 }
@@ -64,36 +63,13 @@ pub(crate) struct Counters {
     pub(crate) updated_at: Timestamp,
 }
 
-/// Those of the last commit, found from the tail by readers and from the body by the writer. Written and read with the tail
-/// locked, so that they are of one commit.
-#[derive(Debug, Default)]
-pub(crate) struct Live {
-    steps_completed: AtomicU32,
-    step_index: AtomicU32,
-    updated_at: AtomicU64,
-}
-
-impl Live {
-    fn get(&self) -> Counters {
-        Counters {
-            steps_completed: self.steps_completed.load(Relaxed),
-            step_index: self.step_index.load(Relaxed),
-            updated_at: Timestamp::from_millis(self.updated_at.load(Relaxed)),
-        }
-    }
-
-    fn set(&self, counters: Counters) {
-        self.steps_completed.store(counters.steps_completed, Relaxed);
-        self.step_index.store(counters.step_index, Relaxed);
-        self.updated_at.store(counters.updated_at.as_millis(), Relaxed);
-    }
-}
-
 /// What a commit changes about which runs execute, and how far they are.
 #[derive(Debug)]
 pub(crate) enum LiveChange {
-    Began(Arc<Live>),
-    Counts(Arc<Live>, Counters),
+    /// Its counters stand in this place.
+    Began(u32, Counters),
+    /// The counters of whoever has this place.
+    Counts(u32, Counters),
     Ended,
 }
 
@@ -182,29 +158,42 @@ impl Tail {
     }
 
     pub(crate) fn live(&self, run: RunId) -> Option<Counters> {
-        self.live.get(&run).map(|live| live.get())
+        let place = *self.executing.get(&run)?;
+        self.counters.get(place as usize).copied()
     }
 
     /// The greatest executing run up to one.
     pub(crate) fn executing(&self, upto: RunId) -> Option<RunId> {
-        self.live.range(..=upto).next_back().map(|(run, _)| *run)
+        self.executing.range(..=upto).next_back().map(|(run, _)| *run)
     }
 
     pub(crate) fn all_executing(&self) -> impl Iterator<Item = RunId> + '_ {
-        self.live.keys().copied()
+        self.executing.keys().copied()
     }
 
     /// Takes over which runs execute, for a tail that was read again.
     pub(crate) fn keep_live(&mut self, before: &mut Tail) {
-        self.live = std::mem::take(&mut before.live);
+        self.executing = std::mem::take(&mut before.executing);
+        self.counters = std::mem::take(&mut before.counters);
     }
 
     /// Brings an executing run's counters up to date, or forgets them.
     pub(crate) fn set_live(&mut self, run: RunId, change: LiveChange) {
         match change {
-            LiveChange::Began(live) => drop(self.live.insert(run, live)),
-            LiveChange::Counts(live, counters) => live.set(counters),
-            LiveChange::Ended => drop(self.live.remove(&run)),
+            LiveChange::Began(place, counters) => {
+                let at = place as usize;
+                if self.counters.len() <= at {
+                    self.counters.resize(at + 1, counters);
+                }
+                self.counters[at] = counters;
+                self.executing.insert(run, place);
+            }
+            LiveChange::Counts(place, counters) => {
+                if let Some(found) = self.counters.get_mut(place as usize) {
+                    *found = counters;
+                }
+            }
+            LiveChange::Ended => drop(self.executing.remove(&run)),
         }
     }
 

@@ -304,7 +304,7 @@ where
     let mut stop = pin!(async {
         tokio::select! {
             biased;
-            () = execution.cancelled.cancelled() => {}
+            () = execution.token().cancelled() => {}
             () = execution.means.draining.cancelled() => {}
         }
     });

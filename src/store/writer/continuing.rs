@@ -19,7 +19,6 @@ use crate::run::RunStatus;
 use crate::store::op::Continuation;
 use crate::store::steps::Change;
 use crate::store::tables::Table;
-use crate::store::tail::LiveChange;
 use crate::store::view::Rows;
 
 impl Writer {
@@ -62,8 +61,6 @@ impl Writer {
         self.end_rows(turn, run, &body.record, state, RunStatus::Leased, RunStatus::Completed)?;
         turn.put_ended(run, state, &Bytes::from_static(b"null"));
         turn.tell(&body.subject, What::Kind(Box::new(EventKind::RunContinued { next })));
-        turn.live.push((run, LiveChange::Ended));
-        self.bodies.remove(&run);
         self.write_run(turn, next, &record, &with.input, &line);
         if signalled {
             let state = StateRecord { signalled, updated_at: Some(turn.now), ..fresh };

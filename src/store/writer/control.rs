@@ -62,14 +62,13 @@ impl Writer {
             };
             count += 1;
             let has_children = self.bodies.get(run).map_or(loaded.state.has_children, |body| body.state.has_children);
-            if let Some(body) = self.bodies.get(run).cloned() {
+            if let Some(mut body) = self.leave(turn, *run) {
                 if self.config.hooks.plants(Bug::CancelInMemory) {
-                    self.bodies.remove(run);
                     turn.ends.push((*run, Ended::Cancelled));
                     turn.effects.push(Effect::Cancel(*run, body.generation));
                     continue;
                 }
-                let mut state = body.state.clone();
+                let mut state = std::mem::take(&mut body.state);
                 let kind = EventKind::RunCancelled { replaced_by: None };
                 self.conclude(turn, *run, &body, &mut state, RunStatus::Cancelled, kind)?;
                 turn.effects.push(Effect::Cancel(*run, body.generation));

@@ -96,10 +96,9 @@ impl Writer {
         })));
         let job = record.job;
         let generation = claim.generation;
-        let (since, live) = (turn.now, Arc::default());
-        let body = Body { generation, job, subject, record, state, since, checkpointed: false, news: Some(0), live };
-        turn.live.push((run, LiveChange::Began(body.live.clone())));
-        turn.live.push((run, body.live()));
+        let (since, place) = (turn.now, self.places.take());
+        let body = Body { generation, job, subject, record, state, since, checkpointed: false, news: Some(0), place };
+        turn.live.push((run, LiveChange::Began(place, body.counters())));
         self.bodies.insert(run, Box::new(body));
     }
 
@@ -116,6 +115,20 @@ impl Writer {
     pub(super) fn fenced(&mut self, run: RunId, generation: Generation) -> Option<&mut Body> {
         // A body is here for as long as the engine's fence holds for its lease: one search is enough.
         self.bodies.get_mut(&run).map(|body| &mut **body).filter(|body| body.generation == generation)
+    }
+
+    /// The body of a lease that is over with this group.
+    pub(super) fn leave(&mut self, turn: &mut Turn<'_>, run: RunId) -> Option<Box<Body>> {
+        let body = self.bodies.remove(&run)?;
+        turn.live.push((run, LiveChange::Ended));
+        self.places.left.push(body.place);
+        Some(body)
+    }
+
+    /// The same, if it may write.
+    fn end_lease(&mut self, turn: &mut Turn<'_>, run: RunId, generation: Generation) -> Option<Box<Body>> {
+        self.fenced(run, generation)?;
+        self.leave(turn, run)
     }
 
     pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
@@ -180,15 +193,14 @@ impl Writer {
     pub(super) fn end(&mut self, turn: &mut Turn<'_>, end: &End) -> Result<Accepted, Fault> {
         let End { run, generation, stopped, .. } = *end;
         let keep_logs = self.config.keep_logs;
-        let Some(body) = self.fenced(run, generation) else {
+        let Some(mut body) = self.end_lease(turn, run, generation) else {
             if stopped {
                 self.stopped(turn, run, generation);
             }
             return Ok(Accepted::Refused);
         };
-        write_notes(turn, run, &mut body.state, &end.notes, keep_logs);
-        let body = body.clone();
-        let mut state = body.state.clone();
+        let mut state = std::mem::take(&mut body.state);
+        write_notes(turn, run, &mut state, &end.notes, keep_logs);
         state.updated_at = Some(turn.now);
         if !end.unused.is_empty() {
             let first = end.unused.iter().take(UNUSED_STEPS_MAX);
@@ -251,8 +263,6 @@ impl Writer {
     ) -> Result<(), Fault> {
         self.end_rows(turn, run, &body.record, state, RunStatus::Leased, status)?;
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
-        turn.live.push((run, LiveChange::Ended));
-        self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Ended { run });
         Ok(())
     }
@@ -267,8 +277,7 @@ impl Writer {
     /// Fails a run that has not ended by its moment.
     pub(super) fn exceed(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<(), Fault> {
         let Some(loaded) = turn.load(run)? else { return Ok(()) };
-        let body = self.bodies.get(&run).cloned();
-        let mut state = body.as_ref().map_or(&loaded.state, |body| &body.state).clone();
+        let mut state = self.bodies.get(&run).map_or(&loaded.state, |body| &body.state).clone();
         let status = RunStatus::from_byte(state.status).unwrap_or(RunStatus::Suspended);
         let Some(deadline) = deadline_of(&loaded.record, &state).filter(|at| *at <= turn.now && !status.is_terminal())
         else {
@@ -279,7 +288,7 @@ impl Writer {
         state.error = Some(error.clone());
         let has_children = state.has_children;
         let kind = EventKind::RunFailed { error: error.into() };
-        match body {
+        match self.leave(turn, run) {
             Some(body) => {
                 self.conclude(turn, run, &body, &mut state, RunStatus::Failed, kind)?;
                 turn.effects.push(Effect::Cancel(run, body.generation));
@@ -365,8 +374,6 @@ impl Writer {
             None => EventKind::RunReleased { crashed: false },
         };
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
-        turn.live.push((run, LiveChange::Ended));
-        self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Yielded { run });
         if !line.blocked {
             self.tell_engine(turn, EngineEvent::Queued(super::triggers::queued(run, &line)));
@@ -375,9 +382,9 @@ impl Writer {
 
     /// A body is really gone: key and slot are free.
     pub(super) fn stopped(&mut self, turn: &mut Turn<'_>, run: RunId, generation: Generation) {
-        if let Some(body) = self.fenced(run, generation).cloned() {
+        if let Some(mut body) = self.end_lease(turn, run, generation) {
             // Its actor is gone without a word, which is a fault of ours: the run goes on, and no crash is counted.
-            let mut state = body.state.clone();
+            let mut state = std::mem::take(&mut body.state);
             state.crashes = state.crashes.saturating_sub(1);
             self.put_back(turn, run, &body, &mut state, None);
         }
@@ -473,6 +480,6 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
-        live: Arc::default(),
+        place: 0,
     }
 }

@@ -36,7 +36,7 @@ use super::disk::Disk;
 use super::inbox::Inbox;
 use super::op::{Admitted, Call, Counts, End, News, Notes, Op, Outcome, Terms};
 use super::reserve::Reserve;
-use super::tail::{Counters, Live, LiveChange};
+use super::tail::{Counters, LiveChange};
 use crate::codec::Corrupted;
 use crate::codec::records::{RunRecord, StateRecord, TallyRecord};
 use crate::config::{LogRetention, StepRetention};
@@ -133,19 +133,38 @@ struct Body {
     checkpointed: bool,
     /// How often it was told of something that its steps may wait for; `None`: that is not known any more.
     news: Option<u64>,
-    /// Its counters as readers see them.
-    live: Arc<Live>,
+    /// Where its counters stand as readers see them.
+    place: u32,
 }
 
 impl Body {
     /// Its counters, for readers of the next commit.
     fn live(&self) -> LiveChange {
-        let counters = Counters {
+        LiveChange::Counts(self.place, self.counters())
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
             steps_completed: self.state.steps_completed,
             step_index: self.state.step_index,
             updated_at: self.state.updated_at.unwrap_or(self.record.created_at),
-        };
-        LiveChange::Counts(self.live.clone(), counters)
+        }
+    }
+}
+
+/// Where counters of bodies stand: places that were left are taken first.
+#[derive(Debug, Default)]
+struct Places {
+    left: Vec<u32>,
+    used: u32,
+}
+
+impl Places {
+    fn take(&mut self) -> u32 {
+        self.left.pop().unwrap_or_else(|| {
+            self.used += 1;
+            self.used - 1
+        })
     }
 }
 
@@ -198,6 +217,7 @@ pub(crate) struct Writer {
     tallies: BTreeMap<JobNumber, TallyRecord>,
     /// Boxed, so that the way to one leads through little memory.
     bodies: RunMap<Box<Body>>,
+    places: Places,
     /// Runs whose end steps of others wait for: the awaited run, the waiting one, its step.
     awaited: BTreeSet<(RunId, RunId, u32)>,
     schedules: schedules::Schedules,
@@ -253,6 +273,7 @@ impl Writer {
             jobs: Jobs::default(),
             tallies: BTreeMap::new(),
             bodies: RunMap::default(),
+            places: Places::default(),
             awaited: BTreeSet::new(),
             schedules: schedules::Schedules::default(),
             ended: 0,

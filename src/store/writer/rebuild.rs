@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::execution::{body_of, deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
-use super::{Alive, Body, Fault, Writer};
+use super::{Alive, Body, Fault, Places, Writer};
 use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Place, Queued, Recovered, recover};
@@ -42,6 +42,7 @@ impl Writer {
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
+        self.places = Places::default();
         turn.live.extend(view.all_executing().map(|run| (run, LiveChange::Ended)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
@@ -146,8 +147,7 @@ impl Writer {
             let queued = Queued { run, job, keys, place, generation, crashes, touched, holds, not_before };
             self.engine.adopt(&queued, body.is_none(), turn.monotonic);
             if let Some(body) = body {
-                turn.live.push((run, LiveChange::Began(body.live.clone())));
-                turn.live.push((run, body.live()));
+                turn.live.push((run, LiveChange::Began(body.place, body.counters())));
                 self.arm(turn, run, deadline_of(&body.record, &body.state));
                 self.bodies.insert(run, Box::new(body));
             }
@@ -156,13 +156,14 @@ impl Writer {
     }
 
     /// A body as the file has it, if its lease is in force there. It may be deleted even, while its body is still stopping.
-    fn body_on_file(&self, turn: &Turn<'_>, run: RunId, generation: Generation) -> Result<Option<Body>, Fault> {
+    fn body_on_file(&mut self, turn: &Turn<'_>, run: RunId, generation: Generation) -> Result<Option<Body>, Fault> {
         let Some(loaded) = turn.load(run)? else { return Ok(None) };
         if loaded.status() != RunStatus::Leased || loaded.state.generation != generation {
             return Ok(None);
         }
         let (loaded, sum) = summed(turn, run, loaded)?;
-        Ok(Some(body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation)))
+        let body = body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation);
+        Ok(Some(Body { place: self.places.take(), ..body }))
     }
 
     /// Leased runs without a body crashed with their process. Gives those that stay leased.

@@ -27,7 +27,6 @@ use crate::run::{RunStatus, StepKind};
 use crate::store::op::{Await, NewRun, News, Settled, Signal, Spawn, Suspension, Targets};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
-use crate::store::tail::LiveChange;
 use crate::store::view::Rows;
 
 /// What a step that waited has become.
@@ -368,8 +367,6 @@ impl Writer {
         turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
         let suspended = EventKind::RunSuspended { until: suspension.due };
         turn.tell(&body.subject, What::Kind(Box::new(suspended)));
-        turn.live.push((run, LiveChange::Ended));
-        self.bodies.remove(&run);
         self.tell_engine(turn, EngineEvent::Yielded { run });
         let missed = body.news != Some(suspension.heard) && !self.config.hooks.plants(Bug::NewsForgotten);
         if missed || suspension.due.is_some_and(|due| due <= turn.now) {
