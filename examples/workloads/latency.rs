@@ -23,7 +23,7 @@ async fn one_step(context: &Context, table: &mut Table) {
     let job = steps(&durably);
     let mut rounds = Rounds::default();
     let (mut ours, mut bares) = (Vec::new(), Vec::new());
-    for _ in 0..context.rounds(6) {
+    for _ in 0..context.rounds(20) {
         let (from, samples) = (ours.len(), 100);
         for _ in 0..samples {
             let began = Instant::now();
@@ -54,7 +54,7 @@ async fn in_sequence(context: &Context, table: &mut Table) {
     let (durably, _dir) = context.open(Durably::builder()).await;
     let job = steps(&durably);
     let mut rounds = Rounds::default();
-    for _ in 0..context.rounds(7) {
+    for _ in 0..context.rounds(15) {
         let before = bare.rate(1, 500).await;
         let began = Instant::now();
         job.trigger_and_wait(STEPS).await.expect("completes");

@@ -13,6 +13,7 @@ pub const NO_BASELINE: &str = "";
 pub struct Table {
     json: bool,
     missed: Vec<String>,
+    noisy: Vec<String>,
 }
 
 /// A workload as it was measured, round by round, each between two halves of its baseline.
@@ -43,9 +44,15 @@ pub struct Row<'a> {
     pub note: String,
 }
 
+impl Row<'_> {
+    fn ratio(&self) -> Option<f64> {
+        (self.baseline != NO_BASELINE && self.baseline_value > 0.0).then(|| self.value / self.baseline_value)
+    }
+}
+
 impl Table {
     pub fn new(json: bool) -> Table {
-        Table { json, missed: Vec::new() }
+        Table { json, missed: Vec::new(), noisy: Vec::new() }
     }
 
     pub fn machine(&self, dir: &Path, file_system: &str, flush: Duration) {
@@ -72,13 +79,17 @@ impl Table {
         let most = ratios.iter().copied().fold(0.0, f64::max);
         let (value, baseline_value) = (median(&rounds.ours), median(&rounds.baselines));
         let row = Row { workload, value, unit, baseline, baseline_value, note };
-        self.print(&row, Some(median(&ratios)), Some((least, most)));
+        self.print(&row, Some(median(&ratios)), Some((least, most)), true);
     }
 
     /// One figure, with a baseline or without.
     pub fn row(&mut self, row: &Row<'_>) {
-        let ratio = (row.baseline != NO_BASELINE && row.baseline_value > 0.0).then(|| row.value / row.baseline_value);
-        self.print(row, ratio, None);
+        self.print(row, row.ratio(), None, true);
+    }
+
+    /// A figure beyond whose bar the baseline is as well: the machine is not quiet enough to judge it.
+    pub fn noisy(&mut self, row: &Row<'_>) {
+        self.print(row, row.ratio(), None, false);
     }
 
     /// One figure that needs no baseline: it is the same on every machine, or is one itself.
@@ -86,12 +97,13 @@ impl Table {
         self.row(&Row { workload, value, unit, baseline: NO_BASELINE, baseline_value: 0.0, note });
     }
 
-    fn print(&mut self, row: &Row<'_>, ratio: Option<f64>, spread: Option<(f64, f64)>) {
+    fn print(&mut self, row: &Row<'_>, ratio: Option<f64>, spread: Option<(f64, f64)>, quiet: bool) {
         let (bars, ambition) = bars::of(row.workload);
         let met = |bars: &[bars::Bar]| bars.iter().all(|bar| bar.is_met(row.value, ratio));
         let verdict = match (bars.is_empty(), met(bars)) {
             (true, _) => "",
-            (_, false) => "NO",
+            (_, false) if quiet => "NO",
+            (_, false) => "-",
             (_, true) if !ambition.is_empty() && met(ambition) => "yes+",
             (_, true) => "yes",
         };
@@ -99,6 +111,9 @@ impl Table {
         let has_baseline = row.baseline != NO_BASELINE;
         if verdict == "NO" {
             self.missed.push(row.workload.to_owned());
+        }
+        if verdict == "-" {
+            self.noisy.push(row.workload.to_owned());
         }
         if self.json {
             let line = json!({
@@ -112,6 +127,7 @@ impl Table {
                 "ratio_max": spread.map(|(_, most)| most),
                 "bar": (!bar.is_empty()).then_some(&bar),
                 "met": (!bars.is_empty()).then(|| met(bars)),
+                "quiet": quiet,
                 "note": row.note,
             });
             println!("{line}");
@@ -140,6 +156,10 @@ impl Table {
         );
         if !self.missed.is_empty() {
             println!("not met: {}", self.missed.join("; "));
+        }
+        if !self.noisy.is_empty() {
+            let rows = self.noisy.join("; ");
+            println!("-: not met, and not judged, since the bare writer is beyond the bar as well here: {rows}");
         }
     }
 }

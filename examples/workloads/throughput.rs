@@ -32,7 +32,7 @@ pub async fn run(context: &Context, table: &mut Table) {
         let records = at_a_time * context.size(400, 4);
         bare.rate(at_a_time, records / 2).await;
         let (mut rounds, mut costs) = (Rounds::default(), Costs::default());
-        for _ in 0..context.rounds(5) {
+        for _ in 0..context.rounds(9) {
             let before = bare.rate(at_a_time, records).await;
             let rate = one_round(context, at_a_time, runs, &mut costs).await;
             rounds.push(before, rate, bare.rate(at_a_time, records).await);

@@ -47,7 +47,7 @@ async fn single(context: &Context, table: &mut Table) {
     let (bare, _bare_dir) = context.bare();
     bare.rate(CALLERS, total / 2).await;
     let mut rounds = Rounds::default();
-    for _ in 0..context.rounds(5) {
+    for _ in 0..context.rounds(9) {
         // Paused, so that what is measured is the trigger and not the runs.
         let (durably, _dir) = context.open(Durably::builder().paused(true)).await;
         let before = bare.rate(CALLERS, total).await;

@@ -93,14 +93,16 @@ impl Actor for Supervisor {
 impl Supervisor {
     /// Sends bodies down: to their jobs, with the gates of their keys.
     async fn route(&self, myself: &ActorRef<SupervisorMsg>, routes: &mut Routes, runs: &[RunId]) {
-        let mut by_job: BTreeMap<JobNumber, Vec<(RunId, Gates)>> = BTreeMap::new();
-        for start in self.core.hub.bodies.assigned(runs) {
-            match self.gates(myself, routes, &start.keys).await {
-                Ok(gates) => by_job.entry(start.job).or_default().push((start.run, gates)),
-                Err(error) => tracing::error!(run = %start.run, %error, "a key actor can't be made"),
+        let mut starts = self.core.hub.bodies.assigned(runs);
+        starts.sort_by_key(|start| start.job);
+        for of_job in starts.chunk_by(|start, next| start.job == next.job) {
+            let (job, mut bodies) = (of_job[0].job, Vec::with_capacity(of_job.len()));
+            for start in of_job {
+                match self.gates(myself, routes, &start.keys).await {
+                    Ok(gates) => bodies.push((start.run, gates)),
+                    Err(error) => tracing::error!(run = %start.run, %error, "a key actor can't be made"),
+                }
             }
-        }
-        for (job, bodies) in by_job {
             match self.job(myself, routes, job).await {
                 // One that has failed is made again when the news of that arrives, and its bodies are found by the sweep.
                 Ok(actor) => drop(actor.send_message(JobMsg::Start(bodies))),

@@ -50,6 +50,11 @@ impl Linger {
         self.skip = if all { 0 } else { 1 << self.vain };
     }
 
+    /// Operations of the last group.
+    pub(super) fn last(&self) -> usize {
+        self.last
+    }
+
     pub(super) fn took(&mut self, ops: usize, outside: usize) {
         (self.last, self.before, self.outside) = (ops, self.last, outside);
     }

@@ -13,6 +13,7 @@ mod control;
 mod execution;
 mod explain;
 mod linger;
+mod look;
 mod outage;
 mod publisher;
 mod rebuild;
@@ -49,6 +50,7 @@ use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
 use linger::Linger;
+use look::Look;
 use publisher::Publisher;
 use turn::Turn;
 
@@ -312,8 +314,12 @@ impl Writer {
     /// Works until it is told to close.
     pub(crate) fn run(mut self) {
         let (inbox, mut linger) = (self.inbox.clone(), Linger::default());
+        let mut look = Look::on(std::thread::available_parallelism().map_or(1, usize::from));
         loop {
             let timeout = if self.pending.is_empty() { self.timeout() } else { Some(Duration::ZERO) };
+            if timeout != Some(Duration::ZERO) && look.pays(linger.last()) {
+                look.looked(inbox.look(look::LOOK_MAX));
+            }
             inbox.take(&mut self.pending, timeout);
             if let Some(wanted) = linger.wanted(self.pending.len(), self.bodies.len()) {
                 inbox.linger(&mut self.pending, wanted, linger::LINGER_MAX);
