@@ -4,8 +4,8 @@
 //! writer --effects--> supervisor --> job actor --> key actor (the gate) --> run actor --> body, steps --> writer
 //! ```
 //!
-//! A lease that is on disk reaches the supervisor as a message and goes down to a run actor, whose handler polls the user's
-//! future. Run actors are children of a [`nursery`] that does nothing else, so supervisor, job and key actors can fail and be
+//! The leases of a group that is on disk reach the supervisor as one message and go down to run actors, whose handlers poll the
+//! user's futures. Run actors are children of a [`nursery`] that does nothing else, so supervisor, job and key actors can fail and be
 //! rebuilt without touching a running body. What such an actor needs for that stands in [`bodies`], never in a mailbox.
 //!
 //! Supervision is overridden everywhere: ractor's default stops the parent when a child ends. Actors are unnamed: ractor's

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -204,6 +204,8 @@ impl Execution {
     /// Tells the body that its run is cancelled.
     pub(crate) fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
+        // Said before the token is looked for, and looked at after it is made: one of the two sees the other.
+        fence(Ordering::SeqCst);
         if let Some(token) = self.cancelled.get() {
             token.cancel();
         }
@@ -488,7 +490,7 @@ impl Execution {
     /// Fires when the run is cancelled.
     pub(super) fn token(&self) -> &CancellationToken {
         let token = self.cancelled.get_or_init(CancellationToken::new);
-        // Whoever cancelled the run meanwhile may have found none to fire.
+        fence(Ordering::SeqCst);
         if self.is_cancelled() {
             token.cancel();
         }

@@ -57,6 +57,27 @@ async fn p_canc_02_a_leased_run_is_cancelled_at_once_and_its_token_fires() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_asked_for_after_the_cancel_has_fired() {
+    within(async {
+        let durably = Durably::builder().cancel_grace(FOREVER).in_memory().await.unwrap();
+        let (gate, heard) = (Gate::new(), Gate::new());
+        let job = job_with("job", (gate.clone(), heard.clone()), |step: Step, _, (gate, heard)| async move {
+            gate.pass().await;
+            step.cancelled().cancelled().await;
+            drop(heard.enter());
+            Ok(1)
+        });
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(1).await.unwrap();
+        gate.reached().await;
+        run.cancel().await.unwrap();
+        gate.open();
+        heard.reached().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn p_canc_03_what_can_not_be_cancelled_says_why() {
     within(async {
         let durably = memory().await;
