@@ -87,9 +87,10 @@ impl Table {
         self.print(row, row.ratio(), None, true);
     }
 
-    /// A figure beyond whose bar the baseline is as well: the machine is not quiet enough to judge it.
-    pub fn noisy(&mut self, row: &Row<'_>) {
-        self.print(row, row.ratio(), None, false);
+    /// The same, not judged where the baseline is beyond the bar itself: then the machine is not quiet enough.
+    pub fn row_if_baseline(&mut self, row: &Row<'_>) {
+        let judged = bars::of(row.workload).0.iter().all(|bar| bar.is_met(row.baseline_value, None));
+        self.print(row, row.ratio(), None, judged);
     }
 
     /// One figure that needs no baseline: it is the same on every machine, or is one itself.
@@ -97,12 +98,12 @@ impl Table {
         self.row(&Row { workload, value, unit, baseline: NO_BASELINE, baseline_value: 0.0, note });
     }
 
-    fn print(&mut self, row: &Row<'_>, ratio: Option<f64>, spread: Option<(f64, f64)>, quiet: bool) {
+    fn print(&mut self, row: &Row<'_>, ratio: Option<f64>, spread: Option<(f64, f64)>, judged: bool) {
         let (bars, ambition) = bars::of(row.workload);
         let met = |bars: &[bars::Bar]| bars.iter().all(|bar| bar.is_met(row.value, ratio));
         let verdict = match (bars.is_empty(), met(bars)) {
             (true, _) => "",
-            (_, false) if quiet => "NO",
+            (_, false) if judged => "NO",
             (_, false) => "-",
             (_, true) if !ambition.is_empty() && met(ambition) => "yes+",
             (_, true) => "yes",
@@ -127,7 +128,7 @@ impl Table {
                 "ratio_max": spread.map(|(_, most)| most),
                 "bar": (!bar.is_empty()).then_some(&bar),
                 "met": (!bars.is_empty()).then(|| met(bars)),
-                "quiet": quiet,
+                "judged": judged,
                 "note": row.note,
             });
             println!("{line}");

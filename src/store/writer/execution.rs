@@ -470,7 +470,7 @@ fn trim_logs(turn: &mut Turn<'_>, run: RunId, tally: &mut LogTally) -> bool {
 }
 
 /// A body as rebuilt from its rows.
-pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpointed: bool) -> Body {
+pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpointed: bool, place: u32) -> Body {
     Body {
         generation: loaded.state.generation,
         job: loaded.record.job,
@@ -480,6 +480,6 @@ pub(super) fn body_of(run: RunId, job_name: &Arc<str>, loaded: &Loaded, checkpoi
         since: loaded.state.started_at.unwrap_or(loaded.record.created_at),
         checkpointed,
         news: None,
-        place: 0,
+        place,
     }
 }

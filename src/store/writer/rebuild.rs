@@ -162,8 +162,8 @@ impl Writer {
             return Ok(None);
         }
         let (loaded, sum) = summed(turn, run, loaded)?;
-        let body = body_of(run, &self.job_name(loaded.record.job), &loaded, sum.generation == generation);
-        Ok(Some(Body { place: self.places.take(), ..body }))
+        let (job_name, place) = (self.job_name(loaded.record.job), self.places.take());
+        Ok(Some(body_of(run, &job_name, &loaded, sum.generation == generation, place)))
     }
 
     /// Leased runs without a body crashed with their process. Gives those that stay leased.
