@@ -157,9 +157,11 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
                 execution.load(steps);
                 loaded = true;
             }
-            Err(error @ (Error::Corrupted { .. } | Error::ShutDown)) => {
+            Err(error @ Error::Corrupted { .. }) => {
                 return Err(Outcome::Failed(JobError::of_kind(ErrorKind::Corrupted, error.to_string()).into_record()));
             }
+            // It is over with the runtime, which is no fault of the run's.
+            Err(Error::ShutDown) => return Err(Outcome::HandedBack),
             // The file is being reopened; the lease stands.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -196,7 +198,10 @@ async fn supervise(
             match execution.verdict() {
                 Some(Verdict::Fails(error)) => return Poll::Ready(Some(Outcome::Failed(error.into_record()))),
                 Some(Verdict::Continues(input)) => {
-                    return Poll::Ready(Some(continued(core, definition, &input)));
+                    // To read the input is to run code of the user's, as in a body.
+                    let next = std::panic::catch_unwind(AssertUnwindSafe(|| continued(core, definition, &input)));
+                    let failed = |panic: Box<dyn Any + Send>| Outcome::Failed(panicked(&*panic).into_record());
+                    return Poll::Ready(Some(next.unwrap_or_else(failed)));
                 }
                 Some(Verdict::HandedBack) => return Poll::Ready(Some(Outcome::HandedBack)),
                 Some(Verdict::Over) => return Poll::Ready(None),

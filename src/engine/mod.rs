@@ -343,6 +343,11 @@ impl Engine {
     }
 
     /// Whether a run waits for its moment, and so stands in no line.
+    /// Whether a pending run has its keys already.
+    pub(crate) fn holds_keys(&self, run: RunId) -> bool {
+        self.holding.contains_key(&run)
+    }
+
     pub(crate) fn is_delayed(&self, run: RunId) -> bool {
         self.sleepers.delayed_until(run).is_some()
     }
@@ -499,6 +504,7 @@ impl Engine {
     }
 
     fn withdraw(&mut self, run: RunId, job: JobNumber, keys: &Keys, priority: i8) {
+        self.touched.remove(&run);
         if let Some(old) = self.successors.remove(&run)
             && let Some(executing) = self.executing.get_mut(&old)
         {
@@ -517,7 +523,6 @@ impl Engine {
             self.line(job).pending -= 1;
             return;
         }
-        self.touched.remove(&run);
         let held = self.holding.remove(&run);
         let place = self.pasts.get(&run).map_or(Place::new(false, run).with(priority), |past| past.place);
         let first = keys.first().filter(|_| held.is_none());

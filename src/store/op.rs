@@ -331,6 +331,11 @@ impl NewRun {
         self.concurrency.as_ref().map_or(&[], |concurrency| &concurrency.keys)
     }
 
+    /// Whether it starts later, if it is created now.
+    pub(crate) fn is_delayed(&self, now: Timestamp) -> bool {
+        self.not_before.and_then(|at| at.moment(now)).is_some()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 40).sum();
         let forked = self.forked.as_ref().map_or(0, |forked| forked.bytes + forked.steps.len() * 32);

@@ -1,5 +1,6 @@
 //! Runs triggered by steps: exactly one however often the parent replays, and its end is never missed.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use durably::{Durably, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunStatus, Step};
@@ -299,6 +300,146 @@ async fn children_are_listed_by_their_parent_newest_first_and_cancelled_with_it_
         assert_eq!(durably.get_runs(left).await.unwrap(), []);
         assert_eq!(durably.get_runs(RunFilter::new().parent(child.trigger(2).await.unwrap().id())).await.unwrap(), []);
         gate.open();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_child_that_recovery_gives_up_is_told_to_the_parent() {
+    within(async {
+        let (file, gate) = (TempFile::new(), Gate::new());
+        let open = || file.open_with(Durably::builder().max_recoveries(0));
+        let id = {
+            let durably = open().await;
+            let mut events = durably.events();
+            let child = durably.register(gated("child", &gate)).unwrap();
+            let run = durably.register(caller(&child)).unwrap().trigger(1).await.unwrap();
+            next_event(&mut events, |event| matches!(event.kind, EventKind::RunSuspended { .. })).await;
+            gate.reached_by(2).await;
+            run.id()
+        };
+        let durably = open().await;
+        let child = durably.register(gated("child", &gate)).unwrap();
+        durably.register(caller(&child)).unwrap();
+        let run = ended(&durably, id).await;
+        assert_eq!(run.error.unwrap().kind, ErrorKind::ChildFailed);
+        durably.shutdown().await.unwrap();
+        let found = durably::verify(file.path()).await.unwrap();
+        assert!(found.is_sound(), "{:?}", found.problems);
+    })
+    .await;
+}
+
+/// A job that gets at its own handle.
+fn with_itself<F, Fut>(durably: &Durably, name: &str, body: F) -> JobHandle<u32, u32>
+where
+    F: Fn(Step, u32, JobHandle<u32, u32>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = durably::JobResult<u32>> + Send + 'static,
+{
+    let itself = Arc::new(OnceLock::new());
+    let held = itself.clone();
+    let job = Job::new(name, move |step: Step, input: u32| {
+        let handle: &JobHandle<u32, u32> = held.get().expect("it is registered");
+        body(step, input, handle.clone())
+    });
+    let handle = durably.register(job).unwrap();
+    itself.set(handle.clone()).expect("once");
+    handle
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_each_other_are_refused_and_no_deadlock() {
+    within(async {
+        let durably = memory().await;
+        // Two and three call each other, four calls itself.
+        let job = with_itself(&durably, "memo", |step: Step, n, itself| async move {
+            let other = if n == 4 { 4 } else { 5 - n };
+            match step.call("other", &itself, other).idempotency_key(other.to_string()).await {
+                Err(error) if error.kind() == ErrorKind::NotTriggered => Ok(n * 10),
+                called => called,
+            }
+        });
+        for (n, output) in [(2, 30), (4, 40)] {
+            let run = job.trigger(n).idempotency_key(n.to_string()).await.unwrap();
+            assert_eq!(run.output().await.unwrap(), output);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_a_run_which_waits_for_its_own_key_is_refused() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let child = durably.register(echo("child")).unwrap();
+        let parent = durably
+            .register(job_with("parent", (child.clone(), gate.clone()), |step: Step, _, (child, gate)| async move {
+                gate.pass().await;
+                let refused = step.call("child", &child, 1).idempotency_key("c").await;
+                Ok(format!("{:?}", refused.err().map(|error| error.kind())))
+            }))
+            .unwrap();
+        let run = parent.trigger(0).concurrency_key("k").await.unwrap();
+        gate.reached().await;
+        let waiting = child.trigger(1).concurrency_key("k").idempotency_key("c").await.unwrap();
+        gate.open();
+        assert_eq!(run.output().await.unwrap(), "Some(NotTriggered)");
+        assert_eq!(waiting.output().await.unwrap(), 1);
+        // It has ended by now: there is nothing to wait for, whatever its keys.
+        assert_eq!(parent.trigger(0).concurrency_key("k").await.unwrap().output().await.unwrap(), "None");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_of_a_run_above_that_has_ended_is_in_nobodys_way() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let mail = durably.register(echo("mail")).unwrap();
+        let notify = durably
+            .register(job_with("notify", (mail, gate.clone()), |step: Step, input, (mail, gate)| async move {
+                gate.pass().await;
+                step.call("mail", &mail, input).concurrency_key("customer").await
+            }))
+            .unwrap();
+        let order = durably
+            .register(job_with("order", notify, |step: Step, input, notify| async move {
+                Ok(step.trigger("notify", &notify, input).await?.to_string())
+            }))
+            .unwrap();
+        let order = order.trigger(5).concurrency_key("customer").await.unwrap();
+        let notified: durably::RunId = order.output().await.unwrap().parse().unwrap();
+        gate.open();
+        let run = ended(&durably, notified).await;
+        assert_eq!(run.output, Some(5.into()), "{:?}", run.error);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_chain_of_calls_is_cancelled_however_deep() {
+    within_minutes(async {
+        const DEPTH: u32 = 3_000;
+        let durably = memory().await;
+        let gate = Gate::new();
+        let last = gate.clone();
+        let job = with_itself(&durably, "chain", move |step: Step, left, itself| {
+            let last = last.clone();
+            async move {
+                if left == 0 {
+                    last.pass().await;
+                    return Ok(0);
+                }
+                step.call("next", &itself, left - 1).await
+            }
+        });
+        let run = job.trigger(DEPTH).await.unwrap();
+        gate.reached().await;
+        durably.cancel(run.id()).await.unwrap();
+        let stats = durably.stats().await.unwrap();
+        assert_eq!(stats.jobs[0].count(RunStatus::Cancelled), u64::from(DEPTH) + 1);
     })
     .await;
 }

@@ -371,3 +371,100 @@ async fn the_end_and_the_successor_are_one_commit() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_parent_that_is_resumed_after_its_child_gets_the_end_of_the_run_that_goes_on() {
+    within(async {
+        let durably = Durably::builder().cancel_grace(Duration::ZERO).in_memory().await.unwrap();
+        let gate = Gate::new();
+        let child = durably.register(gated_countdown(&gate)).unwrap();
+        let calls =
+            job_with("calls", child, |step: Step, input, child| async move { step.call("c", &child, input).await });
+        let parent = durably.register(calls).unwrap().trigger(1).await.unwrap().id();
+        gate.reached().await;
+        let first = generations(&durably).await.remove(0).id;
+        durably.cancel(parent).await.unwrap();
+        durably.resume(first).await.unwrap();
+        gate.reached().await;
+        gate.let_one_on();
+        gate.reached().await;
+        let mut events = durably.events();
+        durably.resume(parent).await.unwrap();
+        let told = next_event(&mut events, |event| {
+            let settled = matches!(event.kind, EventKind::RunSuspended { .. });
+            event.run_id == parent && (settled || event.kind.name().starts_with("run:fail"))
+        });
+        assert_eq!(told.await.kind.name(), "run:suspend");
+        gate.open();
+        assert_eq!(ended(&durably, parent).await.output, Some(json!(7)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_goes_on_does_not_take_an_idempotency_key_that_is_another_runs_by_now() {
+    within(async {
+        let durably = memory().await;
+        let (gate, calls) = (Gate::new(), Count::default());
+        let job = job_with("job", (gate.clone(), calls), |step: Step, left, (gate, calls)| async move {
+            if calls.up() == 1 {
+                return Err("once".into());
+            }
+            gate.pass().await;
+            if left == 0 { Ok(7) } else { step.continue_as_new(left - 1).await }
+        });
+        let job = durably.register(job).unwrap();
+        let first = job.trigger(1).idempotency_key("k").await.unwrap();
+        ended(&durably, first.id()).await;
+        let second = job.trigger(0).idempotency_key("k").reuse_after_failure().await.unwrap();
+        assert_eq!(second.disposition(), durably::Disposition::Created);
+        gate.reached().await;
+        durably.resume(first.id()).await.unwrap();
+        gate.reached().await;
+        gate.let_one_on();
+        gate.let_one_on();
+        let mut events = durably.events().after(0);
+        next_event(&mut events, |event| matches!(event.kind, EventKind::RunContinued { .. })).await;
+        let again = job.trigger(0).idempotency_key("k").await.unwrap();
+        assert_eq!(again.id(), second.id());
+        gate.open();
+        durably.wait_for_run(first.id()).await.unwrap();
+    })
+    .await;
+}
+
+/// A page up to the third; reading any other panics.
+fn page<'de, D: serde::Deserializer<'de>>(reader: D) -> Result<u32, D::Error> {
+    let page = <u32 as serde::Deserialize>::deserialize(reader)?;
+    assert!(page < 3, "no such page");
+    Ok(page)
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+struct Cursor {
+    #[serde(deserialize_with = "page")]
+    page: u32,
+}
+
+#[tokio::test]
+async fn an_input_whose_reading_panics_fails_the_run_and_frees_its_key() {
+    within(async {
+        let durably = memory().await;
+        let scan = Job::new("scan", |step: Step, cursor: Cursor| async move {
+            if cursor.page == 0 {
+                return Ok(());
+            }
+            step.continue_as_new(Cursor { page: cursor.page + 1 }).await
+        });
+        let scan = durably.register(scan).unwrap();
+        let run = scan.trigger(Cursor { page: 1 }).concurrency_key("k").await.unwrap();
+        let failed = match durably.wait_for_run(run.id()).await {
+            Err(Error::RunFailed { run }) => run,
+            other => panic!("{other:?}"),
+        };
+        let error = failed.error.unwrap();
+        assert!(error.kind == ErrorKind::Panic && error.message.contains("no such page"), "{error:?}");
+        scan.trigger(Cursor { page: 0 }).concurrency_key("k").await.unwrap().output().await.unwrap();
+    })
+    .await;
+}

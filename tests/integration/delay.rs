@@ -261,3 +261,17 @@ async fn working_the_queue_off_leaves_delayed_runs_for_their_moment() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn delayed_runs_of_a_batch_stand_in_no_line_as_single_ones_do_not() {
+    within(async {
+        let durably = memory().await;
+        let job = durably.register(echo("job")).unwrap();
+        let later = || Trigger::new(1).concurrency_key("k").delay(Duration::from_secs(3_600)).max_queued(0);
+        for _ in 0..2 {
+            job.trigger(1).concurrency_key("k").delay(Duration::from_secs(3_600)).max_queued(0).await.unwrap();
+        }
+        assert_eq!(job.batch_trigger([later(), later(), later()]).await.unwrap().len(), 3);
+    })
+    .await;
+}

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::execution::{deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::Turn;
+use super::waits::awaiters_of;
 use super::{Body, Fault, Writer};
 use crate::codec::keys::Key;
 use crate::codec::records::{LineRecord, RunRecord, StateRecord, StepRecord};
@@ -33,8 +34,14 @@ impl Writer {
     ) -> Result<(), Fault> {
         let old = &body.record;
         let next = self.ids.next(turn.now);
+        // After a failure and a resume it may be another run's by now.
+        let holds_key = match &old.idempotency_key {
+            Some(key) => turn.holder(old.job, key)? == Some(run),
+            None => false,
+        };
         let record = RunRecord {
             created_at: turn.now,
+            idempotency_key: old.idempotency_key.clone().filter(|_| holds_key),
             // It counts from the trigger, which was not this.
             idempotency_ttl_ms: old.idempotency_ttl_ms.map(|ttl| {
                 let passed = Duration::as_millis(&turn.now.since(old.created_at));
@@ -104,8 +111,8 @@ impl Writer {
     /// Steps that wait for the end of the run wait for that of the other. Their records say so too, since the run that they
     /// name may be purged before they ask again.
     fn move_awaiters(&mut self, turn: &mut Turn<'_>, run: RunId, next: RunId) -> Result<(), Fault> {
-        let range = (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX);
-        let awaiters: Vec<_> = self.awaited.range(range).map(|(_, waiter, index)| (*waiter, *index)).collect();
+        let awaiters: Vec<_> =
+            self.awaited.range(awaiters_of(run)).map(|(_, waiter, index)| (*waiter, *index)).collect();
         for (waiter, index) in awaiters {
             self.no_longer_awaits(turn, run, waiter, index);
             self.awaited.insert((next, waiter, index));

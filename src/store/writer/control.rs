@@ -61,30 +61,58 @@ impl Writer {
                 Err(error) => return Ok(Err(error)),
             };
             count += 1;
-            let has_children = self.bodies.get(run).map_or(loaded.state.has_children, |body| body.state.has_children);
-            if let Some(mut body) = self.leave(turn, *run) {
-                if self.config.hooks.plants(Bug::CancelInMemory) {
-                    turn.ends.push((*run, Ended::Cancelled));
-                    turn.effects.push(Effect::Cancel(*run, body.generation));
-                    continue;
-                }
-                let mut state = std::mem::take(&mut body.state);
-                let kind = EventKind::RunCancelled { replaced_by: None };
-                self.conclude(turn, *run, &body, &mut state, RunStatus::Cancelled, kind)?;
-                turn.effects.push(Effect::Cancel(*run, body.generation));
-                if self.config.hooks.plants(Bug::KeyFreeBeforeStop) {
-                    self.tell_engine(turn, EngineEvent::Stopped { run: *run, generation: body.generation });
-                }
-            } else {
-                let mut state = loaded.state.clone();
-                self.end_pending(turn, *run, &loaded, &mut state)?;
-            }
             // After its own end, so that theirs do not wake it.
-            if has_children {
+            if self.cancel_one(turn, *run, &loaded)? {
                 count += self.cancel_children(turn, *run)?;
             }
         }
         Ok(Ok(count))
+    }
+
+    /// Cancels a run; says whether it has triggered others.
+    fn cancel_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: &Loaded) -> Result<bool, Fault> {
+        let Some(mut body) = self.leave(turn, run) else {
+            let mut state = loaded.state.clone();
+            self.end_pending(turn, run, loaded, &mut state)?;
+            return Ok(state.has_children);
+        };
+        if self.config.hooks.plants(Bug::CancelInMemory) {
+            turn.ends.push((run, Ended::Cancelled));
+            turn.effects.push(Effect::Cancel(run, body.generation));
+            return Ok(false);
+        }
+        let mut state = std::mem::take(&mut body.state);
+        let kind = EventKind::RunCancelled { replaced_by: None };
+        self.conclude(turn, run, &body, &mut state, RunStatus::Cancelled, kind)?;
+        turn.effects.push(Effect::Cancel(run, body.generation));
+        if self.config.hooks.plants(Bug::KeyFreeBeforeStop) {
+            self.tell_engine(turn, EngineEvent::Stopped { run, generation: body.generation });
+        }
+        Ok(state.has_children)
+    }
+
+    /// Cancels the runs that a run has triggered, and those that these have, but for what goes its own way; gives how many. They
+    /// may go down deeper than a stack does.
+    pub(super) fn cancel_children(&mut self, turn: &mut Turn<'_>, parent: RunId) -> Result<usize, Fault> {
+        let (mut count, mut parents) = (0, vec![parent]);
+        while let Some(parent) = parents.pop() {
+            let mut children = Vec::new();
+            turn.rows().scan_prefix(Table::Children, parent.as_bytes(), &mut |key, detached| {
+                if detached.first() == Some(&0) {
+                    children.extend(keys::read_run(key));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            for child in children {
+                if let Ok(Some(loaded)) = self.target(turn, child, Action::Cancel, false)? {
+                    count += 1;
+                    if self.cancel_one(turn, child, &loaded)? {
+                        parents.push(child);
+                    }
+                }
+            }
+        }
+        Ok(count)
     }
 
     /// Ends a run that has no lease as cancelled.

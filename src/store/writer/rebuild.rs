@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::execution::{body_of, deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::{Loaded, Turn};
-use super::{Alive, Body, Fault, Places, Writer};
+use super::{Alive, Body, Fault, Places, Writer, waits};
 use crate::codec::records::{ErrorRecord, JobRecord, LineRecord, StateRecord, StepRecord, TallyRecord};
 use crate::codec::{self, Corrupted, keys};
 use crate::engine::{Engine, Event as EngineEvent, Generation, JobNumber, Place, Queued, Recovered, recover};
@@ -33,6 +33,9 @@ struct Sum {
     generation: u64,
 }
 
+/// Runs that have crashed too often, each with what it fails with.
+type GivenUp = Vec<(RunId, ErrorRecord)>;
+
 impl Writer {
     /// Drops the engine's state and reads it from the file again.
     pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
@@ -43,6 +46,7 @@ impl Writer {
         let waits = std::mem::replace(&mut self.engine, engine).waits();
         self.bodies.clear();
         self.places = Places::default();
+        self.awaited.clear();
         turn.live.extend(view.all_executing().map(|run| (run, LiveChange::Ended)));
         self.ids = IdSource::new(self.disk.last_id().max(self.ids.last()), self.config.seed);
         self.read_names(&mut turn)?;
@@ -53,10 +57,14 @@ impl Writer {
         }
         self.adopt_alive(&mut turn)?;
         self.engine.keep_waits(waits);
-        let leased = self.recover_leased(&mut turn)?;
+        let (leased, poisoned) = self.recover_leased(&mut turn)?;
         self.read_sleepers(&mut turn)?;
         self.read_schedules(&mut turn)?;
         self.queue_pending(&mut turn, &leased)?;
+        // Now that it is known who waits for them, and where those stand.
+        for (run, error) in poisoned {
+            self.tell_awaiters(&mut turn, run, &Err(waits::failed(run, Some(&error))))?;
+        }
         self.write_tallies(&mut turn);
         let mut done = turn.done();
         drop(view);
@@ -68,8 +76,9 @@ impl Writer {
             self.disk.commit(&done.stage, done.sequences(), self.ids.last(), &mut live, |_| ())?;
         }
         self.config.hooks.pass(Failpoint::Recovered);
-        self.publisher.condition.set_sequence(self.disk.next_sequence() - 1);
-        self.publisher.events.publish(done.news.events);
+        let mut nobody = Vec::new();
+        let rest = self.publisher.tell(&mut done.news, done.stage.bytes(), self.disk.next_sequence() - 1, &mut nobody);
+        self.publisher.tell_rest(rest, &mut done.news, &done.ends, &mut nobody);
         Ok(())
     }
 
@@ -166,9 +175,9 @@ impl Writer {
         Ok(Some(body_of(run, &job_name, &loaded, sum.generation == generation, place)))
     }
 
-    /// Leased runs without a body crashed with their process. Gives those that stay leased.
-    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<BTreeSet<RunId>, Fault> {
-        let mut stay = BTreeSet::new();
+    /// Leased runs without a body crashed with their process. Gives those that stay leased, and those that are given up.
+    fn recover_leased(&mut self, turn: &mut Turn<'_>) -> Result<(BTreeSet<RunId>, GivenUp), Fault> {
+        let (mut stay, mut poisoned) = (BTreeSet::new(), Vec::new());
         for run in turn.maybe_leased()? {
             if self.publisher.alive.contains_key(&run) {
                 stay.insert(run);
@@ -178,7 +187,7 @@ impl Writer {
             match loaded {
                 Ok(Some((loaded, _))) if loaded.status() != RunStatus::Leased => continue,
                 Ok(Some((loaded, sum))) => {
-                    self.recover_one(turn, run, loaded, &sum)?;
+                    poisoned.extend(self.recover_one(turn, run, loaded, &sum)?.map(|error| (run, error)));
                     continue;
                 }
                 Ok(None) => tracing::error!(%run, "a leased run has no row"),
@@ -187,10 +196,17 @@ impl Writer {
             }
             stay.insert(run);
         }
-        Ok(stay)
+        Ok((stay, poisoned))
     }
 
-    fn recover_one(&mut self, turn: &mut Turn<'_>, run: RunId, loaded: Loaded, sum: &Sum) -> Result<(), Fault> {
+    /// Gives what it fails with, if it is given up. Who waits for it is told later.
+    fn recover_one(
+        &mut self,
+        turn: &mut Turn<'_>,
+        run: RunId,
+        loaded: Loaded,
+        sum: &Sum,
+    ) -> Result<Option<ErrorRecord>, Fault> {
         let Loaded { record, mut state, .. } = loaded;
         let name = self.job_name(record.job);
         state.recoveries += 1;
@@ -207,6 +223,7 @@ impl Writer {
                 turn.stage.delete(Table::ByStatus, keys::by_status(RunStatus::Leased, run));
                 turn.stage.put(Table::ByStatus, keys::by_status(RunStatus::Pending, run), codec::seal(&line, &[]));
                 turn.event(run, &name, &record, EventKind::RunReleased { crashed: true });
+                Ok(None)
             }
             Recovered::Poisoned { crashes } => {
                 let message = format!("the process ended {crashes} times in a row while this run executed");
@@ -219,10 +236,10 @@ impl Writer {
                 };
                 state.error = Some(error.clone());
                 self.end_rows(turn, run, &record, &mut state, RunStatus::Leased, RunStatus::Failed)?;
-                turn.event(run, &name, &record, EventKind::RunFailed { error: error.into() });
+                turn.event(run, &name, &record, EventKind::RunFailed { error: error.clone().into() });
+                Ok(Some(error))
             }
         }
-        Ok(())
     }
 
     fn queue_pending(&mut self, turn: &mut Turn<'_>, leased: &BTreeSet<RunId>) -> Result<(), Fault> {

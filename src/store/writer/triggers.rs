@@ -82,14 +82,21 @@ impl<'a> Earlier<'a> {
         Earlier { backlog: bounded.then(BTreeMap::new), ..Earlier::default() }
     }
 
-    fn creates(&mut self, items: &'a [NewRun], at: usize, job: JobNumber, replaces: Option<&Replaced>) {
+    /// An item creates a run, and that takes the place of one which stands in line, or of one which does not.
+    fn creates(
+        &mut self,
+        items: &'a [NewRun],
+        (at, job): (usize, JobNumber),
+        replaces: Option<&Replaced>,
+        in_line: (bool, bool),
+    ) {
         let item = &items[at];
         if let Some(backlog) = &mut self.backlog {
             let mut add = |keys: &[(String, u32)], by| {
                 keys.iter().for_each(|(key, _)| *backlog.entry(key.clone()).or_default() += by);
             };
-            add(item.keys(), 1);
-            add(replaces.map_or(&[], |replaced| replaced.keys(items)), -1);
+            add(item.keys(), isize::from(in_line.0));
+            add(replaces.map_or(&[], |replaced| replaced.keys(items)), -isize::from(in_line.1));
         }
         if let Some(idempotency) = &item.idempotency {
             self.by_key.insert((job, &idempotency.key), at);
@@ -184,7 +191,7 @@ impl Writer {
         let mut earlier = Earlier::of(items);
         for (at, (item, job)) in items.iter().zip(jobs).enumerate() {
             let decided = self.decide(turn, items, (item, *job), &earlier)?;
-            let decided = decided.and_then(|decision| self.within_backlog(items, at, decision, &earlier));
+            let decided = decided.and_then(|decision| self.within_backlog(turn, items, at, decision, &earlier));
             let decision = match decided {
                 Ok(decision) => decision,
                 Err(error) if items.len() > 1 => return Ok(Err(error.at_index(at))),
@@ -193,7 +200,9 @@ impl Writer {
             if items.len() > 1
                 && let Decision::Create { replaces } = &decision
             {
-                earlier.creates(items, at, *job, replaces.as_ref());
+                let in_line =
+                    (!item.is_delayed(turn.now), replaces.as_ref().is_some_and(|run| self.stands(turn, run, items)));
+                earlier.creates(items, (at, *job), replaces.as_ref(), in_line);
             }
             decisions.push(decision);
         }
@@ -279,6 +288,7 @@ impl Writer {
     /// Refuses a run that would leave more waiting for one of its keys than it allows.
     fn within_backlog(
         &self,
+        turn: &Turn<'_>,
         items: &[NewRun],
         at: usize,
         decision: Decision,
@@ -290,15 +300,25 @@ impl Writer {
         };
         for (key, limit) in &concurrency.keys {
             let more = earlier.backlog.as_ref().and_then(|backlog| backlog.get(key)).copied().unwrap_or_default();
-            // One that is delayed stands in no line.
-            let in_line = |run: &&Replaced| !matches!(run, Replaced::Run(run) if self.engine.is_delayed(run.0));
-            let leaves = replaces.iter().filter(in_line).flat_map(|run| run.keys(items)).any(|(other, _)| other == key);
+            let leaves = replaces
+                .iter()
+                .filter(|run| self.stands(turn, run, items))
+                .flat_map(|run| run.keys(items))
+                .any(|(other, _)| other == key);
             let queued = self.engine.backlog(key, *limit, more - isize::from(leaves));
             if let Some(queued) = queued.filter(|queued| *queued >= queued_max as usize) {
                 return Err(Error::QueueFull { key: key.clone(), queued, queued_max: queued_max as usize });
             }
         }
         Ok(decision)
+    }
+
+    /// Whether a run that is to be replaced stands in line: one that is delayed does not.
+    fn stands(&self, turn: &Turn<'_>, replaced: &Replaced, items: &[NewRun]) -> bool {
+        match replaced {
+            Replaced::Run(run) => !self.engine.is_delayed(run.0),
+            Replaced::Item(at) => !items[*at].is_delayed(turn.now),
+        }
     }
 
     /// A run that the engine has in line, which therefore has its rows.

@@ -5,18 +5,19 @@
 //! ends the run, so that it can't be missed however late they look. A run all of whose steps wait is suspended: its row
 //! says what wakes it.
 
-use std::ops::ControlFlow;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::execution::{deadline_of, line_of};
-use super::triggers::queued;
+use super::triggers::{Decision, queued};
 use super::turn::{Effect, Loaded, Turn, subject};
 use super::{Body, Fault, Writer};
-use crate::codec::records::{ErrorRecord, LineRecord, RunRecord, SleepRecord, StateRecord, StepRecord};
+use crate::codec::records::{ErrorRecord, LineRecord, RunRecord, SleepRecord, StateRecord, StepRecord, WaitRecord};
 use crate::codec::{self, Corrupted, keys};
-use crate::engine::{Action, Alarm, Event as EngineEvent, Keys, Sleeper, refuse};
+use crate::engine::{Alarm, Event as EngineEvent, Keys, Sleeper};
 use crate::error::Error;
 use crate::event::{EventKind, Payload, What};
 use crate::hooks::Bug;
@@ -24,7 +25,7 @@ use crate::id::RunId;
 use crate::job::{ErrorKind, JobError};
 use crate::limits::{ALARMS_IN_GROUP_MAX, SIGNALS_MAX};
 use crate::run::{RunStatus, StepKind};
-use crate::store::op::{Await, NewRun, News, Settled, Signal, Spawn, Suspension, Targets};
+use crate::store::op::{Await, NewRun, News, Settled, Signal, Spawn, Suspension};
 use crate::store::steps::Change;
 use crate::store::tables::Table;
 use crate::store::view::Rows;
@@ -68,6 +69,15 @@ impl Writer {
                 None => asked.record = record,
             }
         }
+        // Another run may have gone on for it where nobody waited who could be told.
+        let open = asked.record.open.as_mut();
+        let awaited = open.and_then(|open| open.run.as_mut());
+        let mut moved = false;
+        if let Some(awaited) = awaited
+            && let Some((last, _)) = last_of(turn, *awaited)?
+        {
+            moved = std::mem::replace(awaited, last) != last;
+        }
         let (asked, record) = (&asked, &asked.record);
         if let Some(outcome) = self.come(turn, asked)? {
             self.decide_step(turn, run, index, record.clone(), &outcome)?;
@@ -75,6 +85,8 @@ impl Writer {
         }
         if !stored {
             self.record_step(turn, run, index, record, &[], waiting(record, index));
+        } else if moved {
+            turn.stage.change_steps(run, Change::Put(index, codec::seal(record, &[]).into()));
         }
         Ok(Settled::Open(Box::new(record.clone())))
     }
@@ -199,15 +211,15 @@ impl Writer {
             return Ok(Ok(Settled::Refused));
         }
         let waits = StepKind::from_byte(record.kind) == Some(StepKind::Call);
-        if waits && let Some(holder) = self.holder_above(turn, run, child)? {
-            return Ok(Err(Error::WouldDeadlock { run: holder }));
-        }
         let (items, job) = (std::slice::from_ref(child), self.job_number(turn, &child.job));
         let decision = match self.decide_all(turn, items, &[job])? {
             Ok(mut decisions) => decisions.pop(),
             Err(error) => return Ok(Err(error)),
         };
         let Some(decision) = decision else { return Ok(Err(Error::ShutDown)) };
+        if waits && let Some(run) = self.in_the_way(turn, step, child, &decision)? {
+            return Ok(Err(Error::WouldDeadlock { run }));
+        }
         let child = self.carry_out(turn, &items[0], job, decision, &[])?.run;
         if let Some(body) = self.bodies.get_mut(&run)
             && !body.state.has_children
@@ -230,24 +242,97 @@ impl Writer {
         Ok(Ok(Settled::Decided(outcome)))
     }
 
-    /// The nearest run above, itself included, that holds a key which a child that it waits for needs and can't get.
-    fn holder_above(&self, turn: &Turn<'_>, run: RunId, child: &NewRun) -> Result<Option<RunId>, Fault> {
-        let Some(wanted) = &child.concurrency else { return Ok(None) };
-        // Of each key that it needs: the nearest holder, how many there are, the least limit.
-        let mut held: Vec<_> = wanted.keys.iter().map(|(key, limit)| (key, None, 0, *limit)).collect();
-        let mut above = Some(run);
-        while let Some(run) = above {
-            let Some(Loaded { record, .. }) = turn.load(run)? else { break };
-            for (key, nearest, count, least) in &mut held {
-                if let Some((_, limit)) = record.keys.iter().find(|(other, _)| other == *key) {
-                    *nearest = nearest.or(Some(run));
-                    *count += 1;
-                    *least = (*least).min(*limit);
-                }
+    /// What keeps a call from ever ending: the run that it is given, where that waits for the caller; or the nearest run that
+    /// holds a key which is needed, where that one waits for the caller, or is it.
+    fn in_the_way(
+        &self,
+        turn: &Turn<'_>,
+        step: &Await,
+        child: &NewRun,
+        decision: &Decision,
+    ) -> Result<Option<RunId>, Fault> {
+        let given = match decision {
+            Decision::Repeat { run, .. } => last_of(turn, *run)?,
+            Decision::Coalesce { waiting } => last_of(turn, waiting.0)?,
+            _ => None,
+        };
+        let needed = match &given {
+            Some((_, given)) if given.status().is_terminal() => return Ok(None),
+            // What executes, or sleeps, has its keys.
+            Some((run, given)) if given.status() == RunStatus::Pending && !self.engine.holds_keys(*run) => {
+                &given.record.keys
             }
-            above = record.parent;
+            Some(_) => &[][..],
+            None => child.keys(),
+        };
+        if given.is_none() && needed.is_empty() {
+            return Ok(None);
         }
-        Ok(held.into_iter().find(|(_, _, count, least)| count >= least).and_then(|(_, nearest, ..)| nearest))
+        let above = self.waiting_for(turn, step.run)?;
+        if let Some((run, _)) = given
+            && self.is_stuck(turn, run, step, &above)?
+        {
+            return Ok(Some(run));
+        }
+        for (key, limit) in needed {
+            let held = above
+                .iter()
+                .filter_map(|(run, record)| Some((*run, record.keys.iter().find(|(other, _)| other == key)?.1)));
+            let held: Vec<(RunId, u32)> = held.collect();
+            let least = held.iter().map(|(_, limit)| *limit).fold(*limit, u32::min);
+            if held.len() >= least as usize {
+                return Ok(held.first().map(|(run, _)| *run));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A run and those that wait for it to end, one by way of others too, the nearest first.
+    fn waiting_for(&self, turn: &Turn<'_>, run: RunId) -> Result<Vec<(RunId, Arc<RunRecord>)>, Fault> {
+        let (mut found, mut seen, mut next) = (Vec::new(), BTreeSet::new(), VecDeque::from([run]));
+        while let Some(run) = next.pop_front() {
+            if !seen.insert(run) {
+                continue;
+            }
+            let Some(loaded) = turn.load(run)?.filter(|loaded| !loaded.status().is_terminal()) else { continue };
+            next.extend(self.awaited.range(awaiters_of(run)).map(|(_, waiter, _)| *waiter));
+            found.push((run, loaded.record));
+        }
+        Ok(found)
+    }
+
+    /// Whether a run waits for the caller, and all that any of those on the way waits for is another of them. What may come
+    /// besides, a signal or a moment, may be what such a run goes on with: no wait that could end is refused.
+    fn is_stuck(
+        &self,
+        turn: &Turn<'_>,
+        given: RunId,
+        asked: &Await,
+        above: &[(RunId, Arc<RunRecord>)],
+    ) -> Result<bool, Fault> {
+        let mut stuck: BTreeSet<RunId> = above.iter().map(|(run, _)| *run).collect();
+        if !stuck.contains(&given) || asked.record.open.as_ref().is_some_and(|open| open.due.is_some()) {
+            return Ok(false);
+        }
+        let mut waits = Vec::new();
+        for run in &stuck {
+            turn.rows().steps(*run, &mut |index, row| {
+                let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(*run, index), &row)?;
+                waits.extend(step.open.map(|open| (*run, open)));
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        loop {
+            let goes_on = |open: &WaitRecord| {
+                open.due.is_some() || open.signal.is_some() || open.run.is_some_and(|run| !stuck.contains(&run))
+            };
+            let free: Vec<RunId> = waits.iter().filter(|(_, open)| goes_on(open)).map(|(run, _)| *run).collect();
+            let before = stuck.len();
+            stuck.retain(|run| !free.contains(run));
+            if stuck.len() == before {
+                return Ok(stuck.contains(&given));
+            }
+        }
     }
 
     /// Keeps a signal until a step takes it.
@@ -312,8 +397,8 @@ impl Writer {
         if self.awaited.is_empty() || self.config.hooks.plants(Bug::EndUntold) {
             return Ok(());
         }
-        let range = (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX);
-        let awaiters: Vec<_> = self.awaited.range(range).map(|(_, waiter, index)| (*waiter, *index)).collect();
+        let awaiters: Vec<_> =
+            self.awaited.range(awaiters_of(run)).map(|(_, waiter, index)| (*waiter, *index)).collect();
         for (waiter, index) in awaiters {
             self.no_longer_awaits(turn, run, waiter, index);
             match self.tell_awaiter(turn, waiter, index, outcome) {
@@ -413,25 +498,6 @@ impl Writer {
         line
     }
 
-    /// Cancels the runs that a run has triggered, but for those that go their own way.
-    pub(super) fn cancel_children(&mut self, turn: &mut Turn<'_>, parent: RunId) -> Result<usize, Fault> {
-        let mut children = Vec::new();
-        turn.rows().scan_prefix(Table::Children, parent.as_bytes(), &mut |key, detached| {
-            if detached.first() == Some(&0) {
-                children.extend(keys::read_run(key));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let mut runs = Vec::new();
-        for child in children {
-            if turn.load(child)?.is_some_and(|child| !refuse(Action::Cancel, child.status())) {
-                runs.push(child);
-            }
-        }
-        let targets = Targets { runs, strict: false };
-        Ok(self.cancel(turn, &targets)?.unwrap_or_default())
-    }
-
     /// What suspended runs wait for, from their index rows, and the runs that steps wait for.
     pub(super) fn read_sleepers(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         // There may be very many, so they are not gathered first.
@@ -452,6 +518,22 @@ impl Writer {
         self.awaited = keys.iter().filter_map(|key| keys::read_awaiter(key)).collect();
         Ok(())
     }
+}
+
+/// Those that wait for the end of a run.
+pub(super) fn awaiters_of(run: RunId) -> RangeInclusive<(RunId, RunId, u32)> {
+    (run, RunId::MIN, 0)..=(run, RunId::MAX, u32::MAX)
+}
+
+/// A run, or the last of those that have gone on for it.
+fn last_of(turn: &Turn<'_>, mut run: RunId) -> Result<Option<(RunId, Loaded)>, Fault> {
+    while let Some(loaded) = turn.load(run)? {
+        match loaded.state.continued_as {
+            Some(next) if loaded.status() == RunStatus::Completed => run = next,
+            _ => return Ok(Some((run, loaded))),
+        }
+    }
+    Ok(None)
 }
 
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
