@@ -33,6 +33,8 @@ struct Waiting {
     runs: BTreeMap<RunId, Vec<Waiter>>,
     /// Which run goes on for one that somebody asked for.
     moved: BTreeMap<RunId, RunId>,
+    /// It rings no more.
+    silent: bool,
 }
 
 #[derive(Debug)]
@@ -47,8 +49,10 @@ impl Bell {
     pub(crate) fn listen(self: &Arc<Self>, run: RunId) -> Listening {
         let (sender, ended) = oneshot::channel();
         let mut waiting = self.waiting();
-        waiting.runs.entry(run).or_default().push(Waiter { asked: run, sender });
-        self.count.store(waiting.runs.len(), Ordering::Release);
+        if !waiting.silent {
+            waiting.runs.entry(run).or_default().push(Waiter { asked: run, sender });
+            self.count.store(waiting.runs.len(), Ordering::Release);
+        }
         Listening { bell: self.clone(), run, ended }
     }
 
@@ -83,7 +87,7 @@ impl Bell {
 
     /// Tells everyone that no end will come any more.
     pub(crate) fn silence(&self) {
-        *self.waiting() = Waiting::default();
+        *self.waiting() = Waiting { silent: true, ..Waiting::default() };
         self.count.store(0, Ordering::Release);
     }
 
@@ -154,6 +158,15 @@ mod tests {
         }
         let waiting = bell.waiting();
         assert!(waiting.runs.is_empty() && waiting.moved.is_empty(), "{waiting:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_bell_keeps_nobody_waiting() {
+        let bell = Arc::new(Bell::default());
+        let mut before = bell.listen(run(1));
+        bell.silence();
+        assert!(before.ended().await.is_none());
+        assert!(bell.listen(run(1)).ended().await.is_none());
     }
 
     #[test]

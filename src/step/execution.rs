@@ -18,7 +18,7 @@ use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
 use crate::run::StepKind;
-use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, Op, Settled, Suspension};
+use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, NotesOf, Op, Settled, Suspension};
 use crate::store::read::{ReplayOutcome, ReplayStep};
 use crate::store::writer::Start;
 use crate::store::{Pending, Store};
@@ -439,6 +439,13 @@ impl Execution {
         let notes = Some(self.take_notes()).filter(|notes| !notes.is_empty()).map(Box::new);
         let checkpoint = Checkpoint { run, generation, told, notes, part: true };
         self.means.store.submit(Op::Checkpoint, checkpoint, admitted)
+    }
+
+    /// What is answered once all that was handed over before is on disk.
+    pub(super) fn hand_nothing(&self) -> Pending<Accepted> {
+        let Start { run, generation, .. } = *self.start;
+        let nothing = NotesOf { run, generation, notes: Notes::default() };
+        self.means.store.submit(Op::notes, nothing, Admitted::default())
     }
 
     /// The index of one more part; without one left, the run is ended.

@@ -230,7 +230,8 @@ impl Step {
     ///
     /// # Cancel safety
     /// Dropped before an arm has ended, nothing is stored of the race, and its arms are dropped as steps are. Dropped later, the
-    /// winner is recorded all the same, and the next call of the key takes that arm.
+    /// winner is recorded all the same, and the next execution takes that arm. A step of an arm that has given its value has been
+    /// used, so to call its key again in the same execution, in the same race called again, ends the run as for any step.
     ///
     /// ```
     /// # use durably::{Job, Step};
@@ -254,8 +255,8 @@ impl Step {
 
     /// Work on many items, up to ten million, some of them at a time, with one step's overhead for a thousand.
     ///
-    /// Items that are done are stored in batches of up to 1,024 items, 64 KiB or 20 ms, whatever comes first; after a crash, at
-    /// most those of the last batches run again, and an item whose batch is on disk never does. So each runs at least once; give
+    /// Items that are done are stored in batches: at 1,024 items, 64 KiB or 20 ms, whatever comes first, or when the write before
+    /// is done, then up to four times as many at once. After a crash, at most those of the last batches run again, and an item whose batch is on disk never does. So each runs at least once; give
     /// [`ItemCx::effect_key`] to services that take an idempotency key. The result comes in the items' order when all of it is on
     /// disk. The run's progress is reported as items are done. When the runtime shuts down no more items are begun, and the rest
     /// goes on after the next start.

@@ -102,9 +102,11 @@ impl<T> StepWait<'_, T> {
     }
 
     /// Fail the step with [`ErrorKind::Timeout`] if what it waits for has not come this long after its first call. That moment
-    /// is stored, so a restart does not begin it anew.
+    /// is stored, so a restart does not begin it anew. A pause comes of itself: it takes as long as it takes.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        if let State::Called(_, wanted) = &mut self.state {
+        if let State::Called(_, wanted) = &mut self.state
+            && wanted.kind != StepKind::Sleep
+        {
             wanted.until = Until::For(timeout);
         }
         self

@@ -71,6 +71,8 @@ pub(crate) struct StoredItems {
     pub(crate) segments: Vec<u32>,
     /// `None`: not all of its items are done.
     pub(crate) outcome: Option<Result<(), ErrorRecord>>,
+    /// All of it is on disk.
+    pub(crate) settled: bool,
 }
 
 /// The steps of a run that has not ended, at one moment.
@@ -190,13 +192,19 @@ impl Store {
                             Some(error) => Some(Err(error)),
                             None => record.open.is_none().then_some(Ok(())),
                         };
-                        ReplayOutcome::Items(Box::new(StoredItems { header: output, segments: Vec::new(), outcome }))
+                        ReplayOutcome::Items(Box::new(StoredItems {
+                            header: output,
+                            segments: Vec::new(),
+                            outcome,
+                            settled: true,
+                        }))
                     }
                     _ if record.open.is_some() => ReplayOutcome::Open(Box::new(record)),
                     Some(error) => ReplayOutcome::Failed(error),
                     None if output.len() <= REPLAY_INLINE_BYTES_MAX && kept + output.len() <= REPLAY_BYTES_MAX => {
                         kept += output.len();
-                        ReplayOutcome::Output(output)
+                        // It may be a part of its group's row, which is as large as a group.
+                        ReplayOutcome::Output(Bytes::copy_from_slice(&output))
                     }
                     None => ReplayOutcome::Stored,
                 };

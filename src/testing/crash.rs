@@ -316,7 +316,8 @@ async fn stored_steps(durably: &Durably) -> Result<BTreeSet<(RunId, String)>, Er
     let mut stored = BTreeSet::new();
     for run in durably.get_runs(RunFilter::new().limit(1_000)).await? {
         let steps = durably.get_steps(run.id).await?;
-        let decided = steps.into_iter().filter(|step| step.status != StepStatus::Waiting);
+        let decided =
+            steps.into_iter().filter(|step| matches!(step.status, StepStatus::Completed | StepStatus::Failed));
         stored.extend(decided.map(|step| (run.id, step.name)));
     }
     Ok(stored)

@@ -220,23 +220,37 @@ struct BodyWait {
     core: Arc<Core>,
     waiter: RunId,
     run: RunId,
-    /// Not to be suspended meanwhile: this wait is nothing that would wake it.
-    execution: Option<Arc<Execution>>,
+    _busy: Busy,
+}
+
+/// A body that is not to be suspended meanwhile: this wait is nothing that would wake it.
+struct Busy(Option<Arc<Execution>>);
+
+impl Busy {
+    fn of(execution: Option<Arc<Execution>>) -> Busy {
+        execution.iter().for_each(|execution| execution.set_busy(true));
+        Busy(execution)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|execution| execution.set_busy(false));
+    }
 }
 
 impl BodyWait {
     async fn begin(core: &Arc<Core>, run: RunId) -> Result<Option<BodyWait>, Error> {
         let Some(waiter) = current::run() else { return Ok(None) };
+        // Busy before it asks: what else the body waits for may be there before the answer.
+        let busy = Busy::of(core.hub.bodies.execution(waiter, None));
         core.store.submit(Op::Wait, (waiter, run), Admitted::default()).answer().await?;
-        let execution = core.hub.bodies.execution(waiter, None);
-        execution.iter().for_each(|execution| execution.set_busy(true));
-        Ok(Some(BodyWait { core: core.clone(), waiter, run, execution }))
+        Ok(Some(BodyWait { core: core.clone(), waiter, run, _busy: busy }))
     }
 }
 
 impl Drop for BodyWait {
     fn drop(&mut self) {
-        self.execution.iter().for_each(|execution| execution.set_busy(false));
         self.core.store.send(Op::WaitOver(self.waiter, self.run));
     }
 }

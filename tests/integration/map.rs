@@ -351,6 +351,30 @@ async fn a_map_dropped_in_a_select_goes_on_at_its_next_call() {
     .await;
 }
 
+#[tokio::test]
+async fn a_map_dropped_while_items_are_on_their_way_to_the_disk_goes_on_at_its_next_call() {
+    within(async {
+        let file = TempFile::new();
+        let durably = file.open().await;
+        let job = Job::new("drops", |step: Step, rounds: u32| async move {
+            for round in 0..rounds {
+                let items = || step.map(("items", round), 0..10u32).quiet().run(|item| async move { Ok(item) });
+                // All are done at the first poll, and on their way.
+                let mut dropped = Box::pin(items());
+                if futures::poll!(dropped.as_mut()).is_ready() {
+                    return Err("it was to be dropped".into());
+                }
+                drop(dropped);
+                assert_eq!(items().await?.len(), 10);
+            }
+            Ok(rounds)
+        });
+        let run = durably.register(job).unwrap().trigger(50).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), 50);
+    })
+    .await;
+}
+
 async fn items_stored(durably: &Durably, run: durably::RunId) -> u64 {
     let steps = durably.get_steps(run).await.unwrap();
     steps.first().and_then(|step| step.items).map_or(0, |items| items.completed)

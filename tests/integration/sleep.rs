@@ -356,3 +356,24 @@ async fn p19_a_restart_with_a_clock_that_was_set_back_is_not_early() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_timeout_does_not_shorten_a_pause() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = Durably::builder().clock(clock.clone()).in_memory().await.unwrap();
+        let mut events = durably.events();
+        let job = Job::new("job", |step: Step, _: u32| async move {
+            step.sleep("pause", DAY).timeout(Duration::from_secs(60)).await
+        });
+        let run = durably.register(job).unwrap().trigger(0).await.unwrap();
+        suspended(&durably, &mut events).await;
+        clock.advance(Duration::from_secs(3_600));
+        durably.stats().await.unwrap();
+        assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Suspended);
+        clock.advance(DAY);
+        durably.stats().await.unwrap();
+        run.output().await.unwrap();
+    })
+    .await;
+}

@@ -108,6 +108,23 @@ async fn retries_maps_and_races_are_crash_safe_at_every_commit() {
 }
 
 #[tokio::test]
+async fn items_of_a_map_whose_outcome_is_not_on_disk_may_have_their_effects_again() {
+    within(async {
+        let effects = Effects::new();
+        let job = job_with("job", effects.clone(), |step: Step, n: u32, effects| async move {
+            let effects = &effects;
+            let items = step.map("items", 0..n).run(move |item| async move {
+                effects.record("item");
+                Ok(item)
+            });
+            Ok(items.await?.iter().sum())
+        });
+        CrashSafety::new().job(job).effects(&effects).run(3).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_loop_of_runs_is_crash_safe_at_every_commit() {
     within(async {
         let effects = Effects::new().exactly_once_per_checkpoint("next");

@@ -203,18 +203,24 @@ async fn stored(ticket: &mut Ticket) -> Option<StoredItems> {
             let kept = ReplayOutcome::Items(items.clone());
             ticket.known =
                 Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));
+            if !items.settled {
+                // A call that was dropped has handed over what may not be on disk yet.
+                drop(ticket.execution.hand_nothing().answer().await);
+            }
             Some(*items)
         }
         Some(handed @ Known::Handed(..)) => {
             ticket.known = Some(Box::new(handed));
+            // All of them were on disk before the outcome was handed over. They are read first, so that the outcome is still
+            // known should this be dropped.
+            let execution = &ticket.execution;
+            let segments = again(execution, || execution.means.store.segments_of(execution.start.run, ticket.index));
+            let segments = segments.await;
             let (header, outcome) = match run::decided(ticket).await {
                 Ok(header) => (header, Ok(())),
                 Err(error) => (Bytes::new(), Err(error)),
             };
-            let execution = &ticket.execution;
-            let segments = again(execution, || execution.means.store.segments_of(execution.start.run, ticket.index));
-            let segments = segments.await;
-            let items = StoredItems { header, segments, outcome: Some(outcome) };
+            let items = StoredItems { header, segments, outcome: Some(outcome), settled: true };
             let kept = ReplayOutcome::Items(Box::new(items.clone()));
             ticket.known =
                 Some(Box::new(Known::Replayed(ticket.index, StepKind::Map, ticket.execution.version(), kept)));

@@ -78,7 +78,8 @@ impl Writing {
             drop(execution.hand_part(header, Admitted::default()));
             self.has_header = true;
             // Known from here on, should this be dropped before it is done.
-            let items = StoredItems { header: self.header.clone().into(), segments: Vec::new(), outcome: None };
+            let header = self.header.clone().into();
+            let items = StoredItems { header, segments: Vec::new(), outcome: None, settled: false };
             let known = Known::Replayed(
                 ticket.index,
                 StepKind::Map,
@@ -87,10 +88,9 @@ impl Writing {
             );
             ticket.known = Some(Box::new(known));
         }
-        if before == 0
-            && let Some(Known::Replayed(_, _, _, ReplayOutcome::Items(items))) = ticket.known.as_deref_mut()
-        {
-            items.segments.push(index);
+        if let Some(Known::Replayed(_, _, _, ReplayOutcome::Items(items))) = ticket.known.as_deref_mut() {
+            items.settled = false;
+            items.segments.extend((before == 0).then_some(index));
         }
         self.in_flight = Some(execution.hand_part(part, admitted));
         self.newest = Some((index, segment, bytes));
