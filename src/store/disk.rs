@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     db: Mutex<Option<Arc<Database>>>,
     tail: RwLock<Tail>,
     ended: AtomicBool,
+    /// A read has failed: redb gives nothing any more before the file is opened again.
+    suspect: AtomicBool,
 }
 
 impl Shared {
@@ -72,6 +74,16 @@ impl Shared {
         self.ended.load(Ordering::Relaxed)
     }
 
+    /// Whether a read has failed since the file was opened.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// A read has failed; says whether that is news.
+    pub(super) fn suspect(&self) -> bool {
+        !self.suspect.swap(true, Ordering::Relaxed)
+    }
+
     fn db(&self) -> Result<Arc<Database>, Fault> {
         self.db.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Fault::Closed)
     }
@@ -79,6 +91,12 @@ impl Shared {
     fn swap(&self, db: Option<Database>) -> Option<Arc<Database>> {
         let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *held, db.map(Arc::new))
+    }
+
+    /// As between a failure and the reopening.
+    #[cfg(test)]
+    pub(super) fn take_away(&self) {
+        self.swap(None);
     }
 
     fn write_tail<T>(&self, change: impl FnOnce(&mut Tail) -> T) -> T {
@@ -134,7 +152,7 @@ impl Disk {
             io: Arc::default(),
             commits: 0,
         };
-        disk.load()?;
+        disk.load(disk.next_group)?;
         Ok(disk)
     }
 
@@ -157,7 +175,9 @@ impl Disk {
     /// Closes what is open and opens it again, checked: after an error nothing in memory is believed.
     ///
     /// The cached pages go first, since a failed flush leaves pages that look written and are not; from then on commits are
-    /// two-phase.
+    /// two-phase. The file is the one that was open before, still locked: bodies are alive, and nobody else may take up their runs.
+    /// Only where it can't be read, and its name has become another file's, as where a volume has gone and come back, that one is
+    /// opened. It must be there, and have all that was acknowledged.
     pub(crate) fn reopen(&mut self) -> Result<(), Fault> {
         self.fold = None;
         self.release();
@@ -165,16 +185,24 @@ impl Disk {
         self.two_phase = true;
         self.medium.distrust_cache(&self.options.hooks);
         self.options.check_integrity = super::file::IntegrityCheck::Always;
-        self.load()?;
+        self.options.must_exist = true;
+        let known = self.next_group;
+        if let Err(fault) = self.load(known) {
+            self.next_group = known;
+            self.options.again.take_if(|file| self.medium.names_another(file));
+            return Err(fault);
+        }
         self.options.hooks.pass(Failpoint::Reopened);
         Ok(())
     }
 
-    fn load(&mut self) -> Result<(), Fault> {
-        let Opened { db, io, .. } = self.medium.open_if(&self.options, &create_tables, &|db, path| {
+    /// Opens the file and reads its tail, if it has every group before `known`.
+    fn load(&mut self, known: u64) -> Result<(), Fault> {
+        let Opened { db, io, file, .. } = self.medium.open_if(&self.options, &create_tables, &|db, path| {
             if self.options.hooks.plants(Bug::FormatIgnored) { Ok(()) } else { accept(db, path) }
         })?;
         self.io = io;
+        self.options.again = file;
         let snapshot = db.begin_read()?;
         let numbers = snapshot.open_table(META)?;
         let number = |name| -> Result<u64, Fault> { Ok(numbers.get(name)?.map_or(0, |row| row.value())) };
@@ -222,10 +250,14 @@ impl Disk {
         tail.set_sequence(self.next_sequence - 1);
         drop(numbers);
         drop(snapshot);
+        if self.next_group < known {
+            return Err(Fault::Other);
+        }
         self.shared.write_tail(|held| {
             tail.keep_live(held);
             *held = tail;
         });
+        self.shared.suspect.store(false, Ordering::Relaxed);
         self.shared.swap(Some(db));
         Ok(())
     }

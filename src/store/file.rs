@@ -19,11 +19,11 @@ use std::thread;
 use std::time::Duration;
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, StorageBackend, StorageError};
+use redb::{BackendError, Database, DatabaseError, StorageBackend, StorageError};
 use rustix::fs::OFlags;
 
 use super::Fault;
-use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory};
+use super::backend::{BackendFactory, Counting, IoCounters, SharedMemory, lock_inner};
 use super::held::Held;
 use crate::hooks::{Bug, Failpoint, Hooks};
 
@@ -72,7 +72,54 @@ pub(crate) struct OpenOptions {
     pub(crate) lock_wait: Duration,
     /// Only looked at: nothing is created and no byte is changed, whatever is done to the database.
     pub(crate) read_only: bool,
+    /// The file as it was opened before, still locked: it is opened again, and not what has its name by now.
+    pub(crate) again: Option<Arc<LockedFile>>,
+    /// What is not there is not created.
+    pub(crate) must_exist: bool,
     pub(crate) hooks: Hooks,
+}
+
+/// A file that stays locked for as long as anything refers to it: a database over it, or who will open it again.
+#[derive(Debug)]
+pub(crate) struct LockedFile {
+    inner: FileBackend,
+    /// Its device and inode.
+    id: (u64, u64),
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        // Explicitly, because a forked child would keep the lock that closing the file merely drops.
+        let _ = self.inner.close();
+    }
+}
+
+impl StorageBackend for LockedFile {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.inner.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    lock_inner!();
 }
 
 impl Default for OpenOptions {
@@ -82,6 +129,8 @@ impl Default for OpenOptions {
             check_integrity: IntegrityCheck::default(),
             lock_wait: Duration::from_secs(1),
             read_only: false,
+            again: None,
+            must_exist: false,
             hooks: Hooks::default(),
         }
     }
@@ -101,6 +150,8 @@ pub(crate) struct Opened {
     #[cfg_attr(not(test), expect(dead_code, reason = "what the tests of this module look at"))]
     pub(crate) integrity_checked: bool,
     pub(crate) io: Arc<IoCounters>,
+    /// To be opened again.
+    pub(crate) file: Option<Arc<LockedFile>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +272,11 @@ impl Medium {
         Ok(())
     }
 
+    /// Whether there is a file of this name, and not this one.
+    pub(super) fn names_another(&self, file: &LockedFile) -> bool {
+        fs::metadata(self.name()).is_ok_and(|found| (found.dev(), found.ino()) != file.id)
+    }
+
     pub(super) fn name(&self) -> &Path {
         match self {
             Self::File(path) => path,
@@ -242,7 +298,7 @@ fn open_file(
         if let Some(opened) = open_existing(medium, path, options, accept)? {
             return Ok(Opened { created, ..opened });
         }
-        if options.read_only {
+        if options.read_only || options.must_exist {
             return Err(OpenError::io(path, "open")(ErrorKind::NotFound.into()));
         }
         created = create(path, options, init)?;
@@ -257,6 +313,12 @@ fn open_existing(
     options: &OpenOptions,
     accept: Accept<'_>,
 ) -> Result<Option<Opened>, OpenError> {
+    if let Some(file) = &options.again {
+        let found = lock_and_inspect(&**file, medium, options, Absent::IsAnError)?;
+        let opened = start(file.clone(), path, options, found, accept)?;
+        options.hooks.pass(Failpoint::Opened);
+        return Ok(Some(Opened { file: Some(file.clone()), ..opened }));
+    }
     let file = match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(OpenError::io(path, "open"))?,
@@ -266,10 +328,10 @@ fn open_existing(
         return Err(OpenError::NotADatabase { path: path.to_path_buf(), reason: "not a regular file" });
     }
     let on_nfs = is_on_nfs(&file);
-    let backend: Arc<dyn StorageBackend> =
-        Arc::new(FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?);
-    let found = lock_and_inspect(&*backend, medium, options, Absent::IsAnError)?;
-    let opened = start(backend, path, options, found, accept)?;
+    let inner = FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?;
+    let file = Arc::new(LockedFile { inner, id: (metadata.dev(), metadata.ino()) });
+    let found = lock_and_inspect(&*file, medium, options, Absent::IsAnError)?;
+    let opened = Opened { file: Some(file.clone()), ..start(file, path, options, found, accept)? };
     options.hooks.pass(Failpoint::Opened);
     if options.read_only {
         return Ok(Some(opened));
@@ -300,7 +362,7 @@ fn open_in_place(
     accept: Accept<'_>,
 ) -> Result<Opened, OpenError> {
     let (backend, name): (Arc<dyn StorageBackend>, _) = (Arc::from(backend), medium.name());
-    let absent = if options.read_only { Absent::IsAnError } else { Absent::IsNew };
+    let absent = if options.read_only || options.must_exist { Absent::IsAnError } else { Absent::IsNew };
     let found = lock_and_inspect(&*backend, medium, options, absent)?;
     let created = found.bytes == 0;
     let opened = start(backend, name, options, found, if created { &|_, _| Ok(()) } else { accept })?;
@@ -592,7 +654,7 @@ fn start(
     if !options.read_only {
         held.release().map_err(OpenError::io(path, "open"))?;
     }
-    Ok(Opened { db, created: false, integrity_checked, io })
+    Ok(Opened { db, created: false, integrity_checked, io, file: None })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -68,6 +68,12 @@ pub(crate) enum Fault {
     Open(#[from] OpenError),
     #[error("the file is closed")]
     Closed,
+    #[error("a read of the file failed")]
+    Unread,
+    #[error("the file is another one, or an older state of it: what was acknowledged is not all there")]
+    Other,
+    #[error("the file is away: it failed, and could not be reopened yet")]
+    Away,
     #[error("what was asked is not in memory")]
     Elsewhere,
     #[error("the storage engine panicked")]
@@ -88,6 +94,11 @@ macro_rules! from_redb {
 from_redb!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError, redb::Error);
 
 impl Fault {
+    /// The storage failed, and redb gives nothing more until it is opened again.
+    fn is_io(&self) -> bool {
+        matches!(self, Fault::Redb(redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::LockPoisoned(_)))
+    }
+
     /// The handle was swapped under a reader; the next view has the new one.
     fn is_swapped(&self) -> bool {
         match self {
@@ -136,6 +147,10 @@ struct Inner {
     hooks: Hooks,
 }
 
+/// So often a read is tried again while the file is being reopened, after such a pause.
+const READ_TRIES: u32 = 100;
+const READ_PAUSE: Duration = Duration::from_millis(20);
+
 /// Admission counts bytes in units of this, since a semaphore counts to 2^32.
 const BYTES_UNIT: usize = 64;
 
@@ -146,8 +161,8 @@ impl Store {
             cache_bytes: config.cache_bytes,
             check_integrity: IntegrityCheck::default(),
             lock_wait: config.lock_wait,
-            read_only: false,
             hooks: config.hooks.clone(),
+            ..OpenOptions::default()
         };
         let disk = Disk::open(medium.clone(), options, config.clock.clone(), config.two_phase_commit)?;
         // Only once the file is ours: what lies beside another's file is not touched.
@@ -323,6 +338,26 @@ impl Store {
         self.inner.replays.acquire().await.ok()
     }
 
+    /// Reads again while the file is being reopened, for some time. A file that stays away longer may still come back.
+    fn read_retrying<T>(&self, read: impl Fn(&view::View<'_>) -> Result<T, Fault>) -> Result<T, Error> {
+        let (shared, mut tries) = (&self.inner.shared, 0);
+        loop {
+            let result = shared.view().and_then(|view| read(&view));
+            if result.as_ref().is_err_and(Fault::is_io) && shared.suspect() {
+                // While nothing is written, nobody else would notice.
+                self.send(Op::Tick);
+            }
+            match result {
+                Err(fault) if fault.is_swapped() && tries < READ_TRIES && !shared.is_closed() => {
+                    tries += 1;
+                    std::thread::sleep(READ_PAUSE);
+                }
+                Err(Fault::Closed) if !shared.is_closed() => return Err(Error::Storage(Box::new(Fault::Away))),
+                result => return Ok(result?),
+            }
+        }
+    }
+
     /// Copies the file to a new one.
     pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
         let abandon = backup::Abandon::default();
@@ -343,27 +378,13 @@ impl Store {
         read: impl Fn(&view::View<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         match self.inner.placement {
-            Placement::Inline => read_retrying(&self.inner.shared, read),
+            Placement::Inline => self.read_retrying(read),
             Placement::Threads => {
-                let shared = self.inner.shared.clone();
-                let task = tokio::task::spawn_blocking(move || read_retrying(&shared, read));
+                let store = self.clone();
+                let task = tokio::task::spawn_blocking(move || store.read_retrying(read));
                 // Cancelled: the tokio runtime is going. A panic: the file is damaged in a way that redb trips over.
                 task.await.map_err(|error| if error.is_panic() { Fault::Panicked.into() } else { Error::ShutDown })?
             }
-        }
-    }
-}
-
-/// Reads again while the file is being reopened.
-fn read_retrying<T>(shared: &Shared, read: impl Fn(&view::View<'_>) -> Result<T, Fault>) -> Result<T, Error> {
-    let mut tries = 0;
-    loop {
-        match shared.view().and_then(|view| read(&view)) {
-            Err(fault) if fault.is_swapped() && tries < 100 && !shared.is_closed() => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return Ok(result?),
         }
     }
 }

@@ -499,3 +499,60 @@ fn a_round_takes_all_that_a_run_has_once_it_takes_some_of_it() {
     });
     assert_eq!(blocks(&disk), 1);
 }
+
+#[test]
+fn a_file_stays_locked_while_it_is_reopened() {
+    let dir = tempfile::tempdir().unwrap();
+    let medium = Medium::File(dir.path().join("file.redb"));
+    let options = || OpenOptions { lock_wait: std::time::Duration::ZERO, ..OpenOptions::default() };
+    let mut disk = Disk::open(medium.clone(), options(), Arc::new(SystemClock::default()), false).unwrap();
+    let other = || Disk::open(medium.clone(), options(), Arc::new(SystemClock::default()), false).map(drop);
+    let is_locked = || matches!(other(), Err(Fault::Open(OpenError::AlreadyOpen { .. })));
+    assert!(is_locked());
+    for _ in 0..2 {
+        disk.release();
+        assert!(is_locked());
+        disk.reopen().unwrap();
+        assert!(is_locked());
+    }
+    disk.close().unwrap();
+    other().unwrap();
+}
+
+#[test]
+fn a_reopening_takes_neither_nothing_nor_an_older_state_for_the_file() {
+    use redb::StorageBackend;
+    let memory = SharedMemory::default();
+    let mut disk = open(&memory, Size::default());
+    let commit = |disk: &mut Disk| {
+        let mut stage = Stage::default();
+        stage.put(Table::States, &b"key"[..], vec![disk.next_group() as u8]);
+        disk.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).unwrap();
+    };
+    let bytes = || {
+        let backend = memory.backend();
+        let mut bytes = vec![0; backend.len().unwrap() as usize];
+        backend.read(0, &mut bytes).unwrap();
+        bytes
+    };
+    let put = |bytes: &[u8]| {
+        memory.backend().set_len(bytes.len() as u64).unwrap();
+        memory.backend().write(0, bytes).unwrap();
+    };
+    commit(&mut disk);
+    disk.release();
+    let older = bytes();
+    disk.reopen().unwrap();
+    commit(&mut disk);
+    disk.release();
+    let newer = bytes();
+    put(&[]);
+    assert!(matches!(disk.reopen(), Err(Fault::Open(OpenError::NotADatabase { .. }))));
+    assert!(bytes().is_empty());
+    put(&older);
+    assert!(matches!(disk.reopen(), Err(Fault::Other)));
+    put(&newer);
+    disk.reopen().unwrap();
+    let view = disk.shared().view().unwrap();
+    assert_eq!(view.get(Table::States, b"key").unwrap().as_deref(), Some(&[2][..]));
+}

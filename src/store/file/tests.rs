@@ -52,6 +52,10 @@ fn open(path: &Path) -> Result<Opened, OpenError> {
     Medium::File(path.to_path_buf()).open(&at_once(), &init)
 }
 
+fn close(opened: Opened) {
+    opened.db.close().unwrap();
+}
+
 fn names(dir: &TempDir) -> HashSet<String> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -68,7 +72,7 @@ fn a_fresh_file_is_created_then_reopened() {
     let opened = open(&path).unwrap();
     assert!(opened.created);
     assert_eq!(format(&opened.db), 1);
-    opened.db.close().unwrap();
+    close(opened);
     assert_eq!(names(&dir), HashSet::from(["jobs.redb".to_owned()]));
 
     let opened = open(&path).unwrap();
@@ -149,7 +153,7 @@ fn a_truncated_file_is_damaged_and_unchanged() {
     let (_dir, path) = directory();
     let opened = open(&path).unwrap();
     put_rows(&opened.db, 500);
-    opened.db.close().unwrap();
+    close(opened);
     let whole = fs::read(&path).unwrap();
     for bytes in [HEADER_BYTES as usize, 4096, 4097, 8192, whole.len() / 2, whole.len() - 4096, whole.len() - 1] {
         for check_integrity in [IntegrityCheck::Always, IntegrityCheck::AfterUncleanStop { always_bytes_max: 0 }] {
@@ -372,7 +376,7 @@ fn a_damaged_file_is_refused_or_right_and_never_panics() {
     let (_dir, path) = directory();
     let opened = open(&path).unwrap();
     put_rows(&opened.db, 400);
-    opened.db.close().unwrap();
+    close(opened);
     let whole = fs::read(&path).unwrap();
     // Most of a small file is free space; aim at what is in use.
     let used: Vec<_> =

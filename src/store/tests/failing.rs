@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::error::Error;
+use futures::FutureExt;
+
+use crate::error::{Advice, Error};
 use crate::id::RunId;
-use crate::run::RunStatus;
+use crate::run::{RunFilter, RunStatus};
 use crate::schedule::{Missed, Timetable};
 use crate::store::op::{Accepted, NewSchedule, Op, Triggered};
 use crate::store::tests::world::{Disk, Fails, Hand, Plan, World, json, new};
@@ -250,8 +252,37 @@ fn a_shutdown_waits_no_longer_for_a_file_that_stays_away_than_callers_do() {
     world.trigger(new("1")).expect("triggers");
     // It never comes back. The close hands back what executes, which needs the file.
     world.disk.plan(Plan { at: 0, fails: Fails::Before, opens: Some(u32::MAX) });
-    world.ask(Op::Close, true).expect("closes");
+    let closed = world.ask(Op::Close, true);
+    assert!(matches!(closed, Err(Error::Storage(_))), "{closed:?}");
     assert!(matches!(world.trigger(new("2")), Err(Error::ShutDown)));
+}
+
+#[test]
+fn a_read_that_fails_is_repaired_though_nothing_is_written() {
+    let clock = Hand::at(1_000_000);
+    let world = World::open(Disk::new(&clock), &clock, |_| {});
+    world.register(&[("a", 9)]);
+    let run = world.trigger(new("1")).expect("triggers").run;
+    world.ask(Op::Close, true).expect("closes");
+    let [bytes, _] = world.disk.images();
+    // Nothing of it is in memory, and nobody writes.
+    let world = World::open(Disk::of(bytes, &clock), &clock, |config| config.cache_bytes = 0);
+    let query = || world.store.get_steps(run).now_or_never().expect("reads inline");
+    world.disk.plan(Plan { at: 0, fails: Fails::Before, opens: None });
+    let failed = query();
+    assert!(matches!(failed, Err(Error::Storage(_))), "{failed:?}");
+    assert_eq!(query().expect("reads").len(), 0);
+    assert!(!world.store.is_degraded());
+}
+
+#[test]
+fn a_file_that_stays_away_is_no_shutdown_to_who_reads() {
+    let clock = Hand::at(1_000_000);
+    let world = World::open(Disk::new(&clock), &clock, |_| {});
+    world.store.inner.shared.take_away();
+    let read = world.store.get_runs(RunFilter::new()).now_or_never().expect("reads inline");
+    assert!(matches!(read, Err(Error::Storage(_))), "{read:?}");
+    assert_eq!(read.unwrap_err().advice(), Advice::Retry);
 }
 
 #[test]

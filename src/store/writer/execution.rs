@@ -61,7 +61,11 @@ impl Writer {
     }
 
     fn lease(&mut self, turn: &mut Turn<'_>, claim: &Claim, loaded: Loaded) {
-        let Loaded { record, input, mut state, .. } = loaded;
+        let Loaded { record, mut input, mut state, .. } = loaded;
+        if input.len() <= INLINE_BYTES_MAX {
+            // It may be a part of its group's row, which is as large as a group, and is held for as long as the body lives.
+            input = Bytes::copy_from_slice(&input);
+        }
         let run = claim.run;
         let fresh = claim.generation == 1;
         // A run that was cancelled before its first start and then resumed has a state already.

@@ -468,6 +468,9 @@ impl Writer {
     /// Builds a group and commits it.
     fn attempt(&mut self, ops: &mut Vec<Op>) -> Result<turn::Done, Box<Failed>> {
         let shared = self.disk.shared().clone();
+        if shared.is_suspect() {
+            return Err(Failed::file(Fault::Unread));
+        }
         let view = shared.view().map_err(Failed::file)?;
         let (spare, now, monotonic) = (std::mem::take(&mut self.spare), self.clock.now(), self.clock.monotonic());
         let mut turn = Turn::with(spare, &view, self.disk.next_sequence(), now, monotonic);
@@ -674,7 +677,8 @@ impl Writer {
     /// Folds, closes the file, and tells whoever asked for it; everyone else learns that it is over.
     pub(super) fn close(mut self) {
         let hand_back = self.watchers.iter().any(|watcher| matches!(&watcher.op, Op::Close(call) if call.request));
-        if hand_back && self.hand_back_all().is_break() {
+        let away = hand_back && self.hand_back_all().is_break();
+        if away {
             tracing::error!("the file stays away: what executes is found as crashed by the next start");
         }
         self.config.hooks.pass(Failpoint::HandedBack);
@@ -692,12 +696,14 @@ impl Writer {
         }
         self.publisher.events.close();
         self.publisher.bell.silence();
-        if let Err(fault) = &closed {
+        let mut failure = away.then_some(Fault::Away);
+        if let Err(fault) = closed {
             tracing::warn!(error = %fault, "the journal was not folded at the end; the next start will");
+            failure.get_or_insert(fault);
         }
         for Watcher { mut op, .. } in self.watchers {
             if let Op::Close(call) = &mut op {
-                call.decide(Ok(()));
+                call.decide(failure.take().map_or(Ok(()), |fault| Err(Error::Storage(Box::new(fault)))));
             }
             op.settle(None);
         }
