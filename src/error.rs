@@ -116,7 +116,7 @@ pub enum Error {
     /// The run's status does not allow this.
     #[error("cannot {action} {status} run: {run}")]
     Conflict {
-        /// What was asked: `cancel`, `retrigger`, `resume`, `delete`.
+        /// What was asked: `cancel`, `retrigger`, `resume`, `delete`, `signal`.
         action: &'static str,
         /// The run.
         run: RunId,
@@ -207,12 +207,13 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A row of the file can't be read. Other rows are not affected.
+    /// A row of the file can't be read. Other rows are not affected, but for one of the journal: a file with such a row is not
+    /// opened.
     #[error("row {key} of table {table} is corrupted: {reason}")]
     Corrupted {
         /// The table.
         table: &'static str,
-        /// The key, in hex.
+        /// The key: in hex, or as the number or the name that it is.
         key: String,
         /// What is wrong with it.
         reason: &'static str,
@@ -327,7 +328,7 @@ impl From<Fault> for Error {
             }
             // Whoever asks memory alone asks again elsewhere, so nobody is told this.
             Fault::Closed | Fault::Elsewhere => Error::ShutDown,
-            Fault::Panicked => Error::Storage(Box::new(Fault::Panicked)),
+            fault @ (Fault::Panicked | Fault::Away | Fault::Other | Fault::Unread) => Error::Storage(Box::new(fault)),
             Fault::Redb(error) => Error::Storage(error.into()),
         }
     }

@@ -1,11 +1,12 @@
-//! What the supervisor can be told: everything that [`Durably`](crate::Durably) does, by message.
+//! What the supervisor can be told: everything that [`Durably`](crate::Durably) does, by message, but for registering jobs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ractor::RpcReplyPort;
 use serde_json::Value;
 
-use crate::durably::{ForkRequest, Health, Paused, PendingCheck, Stats};
+use crate::durably::{ForkRequest, Health, JobInfo, Paused, PendingCheck, Stats};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
@@ -13,6 +14,7 @@ use crate::job::RateLimit;
 use crate::run::{Explanation, LogLine, Run, RunFilter, RunStatus, StepInfo};
 use crate::schedule::{Missed, ScheduleInfo};
 use crate::store::compact::Compaction;
+use crate::store::verify::Verification;
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, Options, trigger_options};
 
@@ -82,8 +84,8 @@ pub type Reply<T> = RpcReplyPort<Result<T, Error>>;
 
 /// Messages to the supervisor.
 ///
-/// Each has a port that it is answered on; a port that nobody waits on is no error. Nothing here waits for room: a request
-/// that finds none is answered [`Error::Overloaded`] at once.
+/// Each has a port that it is answered on; a port that nobody waits on is no error. A request that finds no room, among those
+/// that are served or among the writes that wait for the disk, is answered [`Error::Overloaded`] at once and holds nothing.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SupervisorMsg {
@@ -101,8 +103,9 @@ pub enum SupervisorMsg {
     RetriggerWhere(RunFilter, Reply<Vec<RunId>>),
     /// Create a new run that begins with an old one's checkpoints.
     Fork(ForkRequest, Reply<RunId>),
-    /// Go on with a failed or cancelled run.
-    Resume(RunId, Reply<()>),
+    /// Go on with a failed or cancelled run, with the recorded failures of these steps cleared too: see
+    /// [`ResumeRun::clear_failures`](crate::ResumeRun::clear_failures).
+    Resume(RunId, Vec<String>, Reply<()>),
     /// Resume every run of a filter that can be; answers how many.
     ResumeWhere(RunFilter, Reply<usize>),
     /// Send a run a signal: its name, its value.
@@ -123,8 +126,10 @@ pub enum SupervisorMsg {
     RemoveSchedule(String, Reply<()>),
     /// Delete a terminal run.
     Delete(RunId, Reply<()>),
-    /// Delete terminal runs that ended before a moment; answers how many.
-    Purge(Timestamp, Reply<usize>),
+    /// Delete terminal runs that ended before a moment, up to a number of them; answers how many.
+    Purge(Timestamp, Option<usize>, Reply<usize>),
+    /// A registered job, by name.
+    GetJob(String, Reply<Option<JobInfo>>),
     /// A run as it is now.
     GetRun(RunId, Reply<Option<Run>>),
     /// Runs, newest first.
@@ -161,6 +166,8 @@ pub enum SupervisorMsg {
     Health(Reply<Health>),
     /// Give space that the file does not need back to the file system.
     Compact(Reply<Compaction>),
+    /// Copy the file to a new one while the runtime works: see [`Durably::backup`](crate::Durably::backup).
+    Backup(PathBuf, Reply<Verification>),
     /// Start runs (again).
     Start(Reply<()>),
     /// Start no new run; answers once the executing ones have ended.

@@ -15,7 +15,7 @@ use super::job::{JobActor, JobMsg};
 use super::key::{KeyActor, KeyMsg};
 use super::message::{Internal, Reply, SupervisorMsg, TriggerReply, TriggerRequest};
 use super::settle;
-use crate::durably::Core;
+use crate::durably::{Core, JobInfo};
 use crate::engine::{JobNumber, KeyName, Keys};
 use crate::error::Error;
 use crate::event::{Events, RunEvents};
@@ -170,52 +170,53 @@ impl Supervisor {
             SupervisorMsg::BatchTrigger(requests, reply) => {
                 self.trigger(requests, move |answer| send(reply, answer));
             }
-            SupervisorMsg::Cancel(run, reply) => self.spawn(reply, async move { core.cancel(run).await }),
+            SupervisorMsg::Cancel(run, reply) => self.write(reply, async move { core.cancel(run).await }),
             SupervisorMsg::CancelWhere(filter, reply) => {
-                self.spawn(reply, async move { core.cancel_where(filter).await });
+                self.write(reply, async move { core.cancel_where(filter).await });
             }
             SupervisorMsg::Retrigger(run, reply) => {
-                self.spawn(reply, async move { Ok(core.retrigger(run).await?.run) });
+                self.write(reply, async move { Ok(core.retrigger(run).await?.run) });
             }
             SupervisorMsg::RetriggerWhere(filter, reply) => {
-                self.spawn(reply, async move { core.retrigger_where(filter).await });
+                self.write(reply, async move { core.retrigger_where(filter).await });
             }
             SupervisorMsg::Fork(request, reply) => {
-                self.spawn(reply, async move { Ok(core.fork(request).await?.run) });
+                self.write(reply, async move { Ok(core.fork(request).await?.run) });
             }
-            SupervisorMsg::Resume(run, reply) => {
-                self.spawn(reply, async move { core.resume(run, Vec::new()).await });
+            SupervisorMsg::Resume(run, clear_failures, reply) => {
+                self.write(reply, async move { core.resume(run, clear_failures).await });
             }
             SupervisorMsg::ResumeWhere(filter, reply) => {
-                self.spawn(reply, async move { core.resume_where(filter, Vec::new()).await });
+                self.write(reply, async move { core.resume_where(filter, Vec::new()).await });
             }
-            SupervisorMsg::Signal(run, name, value, reply) => self.spawn(reply, async move {
+            SupervisorMsg::Signal(run, name, value, reply) => self.write(reply, async move {
                 let payload = value.to_string().into_bytes();
                 core.signal(run, &name, payload).await
             }),
             SupervisorMsg::Schedule(request, reply) => {
-                self.spawn(reply, async move { core.schedule(request).await });
+                self.write(reply, async move { core.schedule(request).await });
             }
             SupervisorMsg::Schedules(reply) => self.spawn(reply, async move { core.store.schedules().await }),
             SupervisorMsg::GetSchedule(name, reply) => {
                 self.spawn(reply, async move { core.store.get_schedule(&name).await });
             }
             SupervisorMsg::PauseSchedule(name, reply) => {
-                self.spawn(reply, async move { core.change_schedule(&name, Change::Pause).await });
+                self.write(reply, async move { core.change_schedule(&name, Change::Pause).await });
             }
             SupervisorMsg::ResumeSchedule(name, reply) => {
-                self.spawn(reply, async move { core.change_schedule(&name, Change::Resume).await });
+                self.write(reply, async move { core.change_schedule(&name, Change::Resume).await });
             }
             SupervisorMsg::FireSchedule(name, reply) => {
-                self.spawn(reply, async move { core.fire_schedule(&name).await.map(told) });
+                self.write(reply, async move { core.fire_schedule(&name).await.map(told) });
             }
             SupervisorMsg::RemoveSchedule(name, reply) => {
-                self.spawn(reply, async move { core.change_schedule(&name, Change::Remove).await });
+                self.write(reply, async move { core.change_schedule(&name, Change::Remove).await });
             }
-            SupervisorMsg::Delete(run, reply) => self.spawn(reply, async move { core.delete_run(run).await }),
-            SupervisorMsg::Purge(before, reply) => {
-                self.spawn(reply, async move { core.purge_runs(before, usize::MAX).await });
+            SupervisorMsg::Delete(run, reply) => self.write(reply, async move { core.delete_run(run).await }),
+            SupervisorMsg::Purge(before, limit, reply) => {
+                self.write(reply, async move { core.purge_runs(before, limit.unwrap_or(usize::MAX)).await });
             }
+            SupervisorMsg::GetJob(name, reply) => send(reply, Ok(JobInfo::of(&core, &name))),
             SupervisorMsg::GetRun(run, reply) => self.spawn(reply, async move { core.store.get_run(run).await }),
             SupervisorMsg::GetRuns(filter, reply) => {
                 self.spawn(reply, async move { core.store.get_runs(filter).await });
@@ -252,10 +253,11 @@ impl Supervisor {
             SupervisorMsg::ResumeKey(key, reply) => self.throttle(reply, Part::Key(key), ThrottleChange::Pause(false)),
             SupervisorMsg::Paused(reply) => self.spawn(reply, async move { core.paused_parts().await }),
             SupervisorMsg::LimitKey(key, limit, reply) => {
-                self.spawn(reply, async move { core.limit_key(key, limit).await });
+                self.write(reply, async move { core.limit_key(key, limit).await });
             }
             SupervisorMsg::Stats(reply) => self.spawn(reply, async move { core.stats().await }),
-            SupervisorMsg::Compact(reply) => self.spawn(reply, async move { core.compact().await }),
+            SupervisorMsg::Compact(reply) => self.write(reply, async move { core.compact().await }),
+            SupervisorMsg::Backup(path, reply) => self.spawn(reply, async move { core.store.backup(path).await }),
             SupervisorMsg::Health(reply) => send(reply, Ok(core.health())),
             SupervisorMsg::Start(reply) => self.spawn(reply, async move { core.pause(false).await }),
             SupervisorMsg::Stop(reply) => self.spawn(reply, async move { core.stop().await }),
@@ -273,7 +275,7 @@ impl Supervisor {
 
     fn throttle(&self, reply: Reply<()>, of: Part, change: ThrottleChange) {
         let core = self.core.clone();
-        self.spawn(reply, async move { core.throttle(of, change).await });
+        self.write(reply, async move { core.throttle(of, change).await });
     }
 
     /// Checks and admits a trigger here, so that one that is refused holds nothing.
@@ -303,6 +305,14 @@ impl Supervisor {
             let triggered = pending.answer().await;
             answer(triggered.map(|triggered| triggered.into_iter().map(told).collect()));
         });
+    }
+
+    /// Serves a request that writes, if there is room for it. Should that be taken before it gets there, it waits as a call does.
+    fn write<T: Send + 'static>(&self, reply: Reply<T>, work: impl Future<Output = Result<T, Error>> + Send + 'static) {
+        match self.core.store.try_admit(0) {
+            Ok(_) => self.spawn(reply, work),
+            Err(error) => send(reply, Err(error)),
+        }
     }
 
     /// Serves a request in a task, if one more may be under way.

@@ -112,7 +112,8 @@ impl Durably {
     ///
     /// # Errors
     /// [`Error::AlreadyOpen`], [`Error::NotADatabase`], [`Error::NewerFormat`], [`Error::Damaged`], [`Error::Open`],
-    /// [`Error::NoRuntime`]. Nothing in the file is changed.
+    /// [`Error::NoRuntime`]: nothing in the file is changed. [`Error::Corrupted`] for a row of the journal that can't be read, and
+    /// [`Error::Storage`] where the file fails meanwhile.
     ///
     /// # Cancel safety
     /// Dropped, the file is let go of again.
@@ -148,8 +149,7 @@ impl Durably {
 
     /// A registered job by name, for its names and schemas; `None` if there is none.
     pub fn get_job(&self, name: &str) -> Option<JobInfo> {
-        let definition = self.core.registry.get(name)?;
-        Some(JobInfo { core: self.core.clone(), definition })
+        JobInfo::of(&self.core, name)
     }
 
     /// Asks for a run of a job by name, with JSON input: for servers and command lines. Await the returned builder.
@@ -182,12 +182,12 @@ impl Durably {
         self.core.cancel_where(filter).await
     }
 
-    /// Creates a new run with the stored input, concurrency key and labels of one that has ended. The idempotency key is not
-    /// taken over, nor a delay, and no checkpoint.
+    /// Creates a new run with the stored input, concurrency keys and their limits, priority and labels of one that has ended, and
+    /// with as much time until its deadline. The idempotency key is not taken over, nor a delay, and no checkpoint.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::JobNotFound`], [`Error::Conflict`] if it has not ended, [`Error::InvalidInput`] if the
-    /// registered code does not take its input any more.
+    /// registered code does not take its input any more, [`Error::Decode`] if that can't be converted for it.
     pub async fn retrigger(&self, run: RunId) -> Result<RunHandle<Value>, Error> {
         Ok(RunHandle::new(self.core.clone(), self.core.retrigger(run).await?))
     }
@@ -204,7 +204,7 @@ impl Durably {
     /// another input, or with outputs that are given. Await the returned builder.
     ///
     /// The old run may be in any status, also executing, and is not touched; what is recorded of it as of the call counts. Taken
-    /// over are its input, concurrency key and labels, and its checkpoints: outputs, and failures that its body caught, but not
+    /// over are what a [retrigger](Durably::retrigger) takes over, and its checkpoints: outputs, and failures that its body caught, but not
     /// the one that ended it. What it waits for is not taken over (such a step begins anew), nor are the runs that it has
     /// triggered: a step that has triggered one still gives that run, or its output. Checkpoints that were
     /// [dropped at its end](crate::StepRetention) are not there to be taken over.
@@ -232,7 +232,7 @@ impl Durably {
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::StepNotFound`], [`Error::JobNotFound`], [`Error::InvalidInput`] if the registered code
-    /// does not take the input, [`Error::TooLarge`], [`Error::Overloaded`], [`Error::Indeterminate`].
+    /// does not take the input, [`Error::Decode`] if the stored one can't be converted for it, [`Error::TooLarge`], [`Error::Overloaded`], [`Error::Indeterminate`].
     ///
     /// # Cancel safety
     /// Dropped while it is awaited, the run may or may not be created. With an idempotency key, asking again is safe.
@@ -510,7 +510,7 @@ impl Durably {
         &self.core
     }
 
-    /// The supervisor's `ActorRef`: everything that can be done here can also be done by message.
+    /// The supervisor's `ActorRef`: everything that can be done here can also be done by message, but for registering jobs.
     ///
     /// Should the supervisor have been rebuilt after a fault of ours, this gives the new one. `None` once the runtime is shut
     /// down.
@@ -522,7 +522,8 @@ impl Durably {
     /// and closes the file. Again, it does nothing.
     ///
     /// # Errors
-    /// [`Error::Storage`] if the file could not be closed cleanly; nothing is lost by that.
+    /// [`Error::Storage`] if the file stayed away, or could not be folded and closed: the runtime is shut down all the same, and
+    /// nothing that was acknowledged is lost. The next open does what is left, and finds what executed as crashed.
     ///
     /// # Cancel safety
     /// Dropped, the runtime stays draining; call it again to end it.
@@ -545,6 +546,11 @@ impl fmt::Debug for JobInfo {
 }
 
 impl JobInfo {
+    pub(crate) fn of(core: &Arc<Core>, name: &str) -> Option<JobInfo> {
+        let definition = core.registry.get(name)?;
+        Some(JobInfo { core: core.clone(), definition })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.definition.name

@@ -152,7 +152,7 @@ async fn every_message_does_what_its_method_does() {
         ask(&actor, |port| SupervisorMsg::Cancel(retriggered, port)).await.unwrap();
         let conflict = ask(&actor, |port| SupervisorMsg::Cancel(retriggered, port)).await;
         assert!(matches!(conflict, Err(Error::Conflict { action: "cancel", .. })));
-        ask(&actor, |port| SupervisorMsg::Resume(retriggered, port)).await.unwrap();
+        ask(&actor, |port| SupervisorMsg::Resume(retriggered, vec!["a".into()], port)).await.unwrap();
         let all = || RunFilter::new().job("job");
         assert_eq!(ask(&actor, |port| SupervisorMsg::CancelWhere(all(), port)).await.unwrap(), 1);
         assert_eq!(ask(&actor, |port| SupervisorMsg::ResumeWhere(all(), port)).await.unwrap(), 1);
@@ -166,8 +166,15 @@ async fn every_message_does_what_its_method_does() {
         assert_eq!(ask(&actor, SupervisorMsg::Health).await.unwrap(), Health::Ok);
         ask(&actor, |port| SupervisorMsg::Delete(first.run, port)).await.unwrap();
         assert_eq!(ask(&actor, |port| SupervisorMsg::GetRun(first.run, port)).await.unwrap(), None);
+        let info = ask(&actor, |port| SupervisorMsg::GetJob("job".into(), port)).await.unwrap().unwrap();
+        assert_eq!((info.name(), info.input_schema()), ("job", durably.get_job("job").unwrap().input_schema()));
+        assert!(ask(&actor, |port| SupervisorMsg::GetJob("unknown".into(), port)).await.unwrap().is_none());
+        let copy = TempFile::new();
+        let copied = ask(&actor, |port| SupervisorMsg::Backup(copy.path(), port)).await.unwrap();
+        assert!(copied.is_sound() && copy.path().exists());
         let far = Timestamp::from_millis(u64::MAX);
-        assert!(ask(&actor, |port| SupervisorMsg::Purge(far, port)).await.unwrap() >= 3);
+        assert_eq!(ask(&actor, |port| SupervisorMsg::Purge(far, Some(1), port)).await.unwrap(), 1);
+        assert!(ask(&actor, |port| SupervisorMsg::Purge(far, None, port)).await.unwrap() >= 2);
 
         let told = events.next().await.unwrap().event().unwrap().clone();
         assert_eq!((told.run_id, told.kind.name()), (first.run, "run:trigger"));

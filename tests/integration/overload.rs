@@ -81,6 +81,9 @@ async fn try_trigger_never_waits_and_what_was_taken_is_not_lost() {
         let request = TriggerRequest::new("job", 1.into());
         let answer = supervisor.call(|reply| SupervisorMsg::Trigger(request, reply), None).await.unwrap().unwrap();
         assert!(matches!(answer, Err(Error::Overloaded { .. })), "{answer:?}");
+        let cancel = |reply| SupervisorMsg::Cancel(nowhere, reply);
+        let answer = supervisor.call(cancel, None).await.unwrap().unwrap();
+        assert!(matches!(answer, Err(Error::Overloaded { waited: Duration::ZERO })), "{answer:?}");
         assert_eq!(durably.health(), Health::Ok);
         clock.stall(false);
         some.await.unwrap();
