@@ -1,8 +1,11 @@
 //! Every limit, with its unit and who enforces it.
 //!
 //! A limit is checked where a value enters: in the trigger builder, at the step's call, in the builder of the runtime.
-//! What is over a limit is refused with [`Error::TooLarge`](crate::Error::TooLarge) or
-//! [`Error::TooMany`](crate::Error::TooMany), which name both numbers, and nothing is written.
+//! What is over a limit is refused, unless it says that it is cut, and nothing is written: with
+//! [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::TooMany`](crate::Error::TooMany), which name both numbers; by the
+//! builder with [`Error::InvalidOption`](crate::Error::InvalidOption), for a schedule's expression with
+//! [`Error::InvalidSchedule`](crate::Error::InvalidSchedule), at a step's call with
+//! [`ErrorKind::OverLimit`](crate::ErrorKind::OverLimit).
 
 use std::time::Duration;
 
@@ -24,7 +27,7 @@ pub const RUN_KEYS_MAX: usize = 16;
 pub const PAYLOAD_BYTES_DEFAULT: usize = 1 << 20;
 /// The most that the limit on payloads can be set to, bytes; enforced by the builder.
 pub const PAYLOAD_BYTES_CEILING: usize = 64 << 20;
-/// Steps of one run; enforced at the step's call.
+/// Steps of one run, segments of maps included; enforced at the step's call.
 pub const STEPS_MAX: u32 = 100_000;
 /// All checkpoints of one run, bytes; enforced at the step's write.
 pub const STEPS_BYTES_MAX: usize = 256 << 20;
@@ -53,7 +56,7 @@ pub const UNUSED_STEPS_MAX: usize = 1_000;
 pub const LOG_LINES_MAX: u32 = 10_000;
 /// Bytes of log lines that a run keeps; the oldest go first and are counted.
 pub const LOG_BYTES_MAX: usize = 4 << 20;
-/// One log line: message and fields, bytes; a longer message is cut, longer fields are left out.
+/// One log line: message and fields, bytes; what fields are beyond it are left out. The message is cut as an error's is.
 pub const LOG_LINE_BYTES_MAX: usize = 64 << 10;
 /// A signal's name, bytes; enforced by `signal` and at the step's call.
 pub const SIGNAL_NAME_BYTES_MAX: usize = 128;
@@ -71,7 +74,7 @@ pub const SCHEDULE_EVERY_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
 pub const SCHEDULES_MAX: usize = 10_000;
 /// Firings that a schedule catches up with at once; enforced when it is registered.
 pub const SCHEDULE_CATCH_UP_MAX: u32 = 1_000;
-/// An error's message and each link of its chain, bytes; cut beyond.
+/// An error's message and each link of its chain, and a log line's message, bytes; cut beyond.
 pub const ERROR_TEXT_BYTES_MAX: usize = 16 << 10;
 /// Failed attempts of a step that are kept with it, the newest; all are counted.
 pub const TRIES_KEPT_MAX: usize = 32;
@@ -127,7 +130,8 @@ pub(crate) const PURGE_SLICE_BESIDE: usize = 2;
 pub(crate) const PURGED_FOR_AN_END: usize = 2;
 /// After so many groups in which no body asked for anything, some 20 ms, a purge is in nobody's way.
 pub(crate) const PURGE_UNDISTURBED: u32 = 64;
-/// Runs started by one commit, besides one for each that it ends: the bodies of many would keep others from theirs.
+/// Runs started by one commit, and [`STARTS_FOR_A_REPLAY`] more for each that it ends: the bodies of many would keep others from
+/// theirs.
 pub(crate) const STARTS_MAX: usize = 64;
 /// A run that has executed before counts as so many of them, since its body replays at once.
 pub(crate) const STARTS_FOR_A_REPLAY: usize = 8;

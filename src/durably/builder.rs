@@ -51,7 +51,7 @@ impl Builder {
         self
     }
 
-    /// The most bytes of JSON that an input, an output and a checkpoint may have each, 1 to 64 MiB; default 1 MiB.
+    /// The most bytes of JSON that an input, an output and a checkpoint may have each, 1 byte to 64 MiB; default 1 MiB.
     pub fn payload_bytes_max(mut self, bytes: usize) -> Self {
         self.config.payload_bytes_max = bytes;
         self

@@ -108,7 +108,7 @@ impl Durably {
     /// Triggers what a schedule triggers, now, beside its due times; also while it is paused.
     ///
     /// # Errors
-    /// [`Error::ScheduleNotFound`], [`Error::KeyConflict`], [`Error::Overloaded`], [`Error::Indeterminate`],
+    /// [`Error::ScheduleNotFound`], [`Error::KeyConflict`], [`Error::QueueFull`], [`Error::Overloaded`], [`Error::Indeterminate`],
     /// [`Error::ShutDown`].
     ///
     /// # Cancel safety

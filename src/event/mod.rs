@@ -197,7 +197,8 @@ pub enum EventKind {
         /// The fields, or null.
         data: Value,
     },
-    /// The runtime could not do something for this run; it will be tried again, or its row is corrupted.
+    /// What a step has stored could not be read back from memory, for the event that would have told of it. What is on disk is
+    /// not affected.
     RuntimeError {
         /// What, in words.
         message: String,

@@ -79,7 +79,7 @@ pub enum Obstacle {
     Key {
         /// The key.
         key: String,
-        /// Who holds it.
+        /// Who holds it, the first 64 of them.
         holders: Vec<Holder>,
         /// Runs that may hold it at a time, by the smallest limit of those that hold it and of this one.
         limit: u32,

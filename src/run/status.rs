@@ -10,14 +10,15 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum RunStatus {
-    /// Waits in line: triggered, recovered after a crash, resumed, or handed back by a shutdown. The writer moves it to
-    /// `Leased` when there is room; a cancel, or a trigger that replaces it, to `Cancelled`.
+    /// Waits in line: triggered, recovered after a crash, woken, resumed, or handed back by a shutdown. The writer moves it to
+    /// `Leased` when there is room; a cancel, or a trigger that replaces it, to `Cancelled`; its deadline to `Failed`.
     Pending,
     /// Its lease is held by a run actor that executes, or is about to execute, its body. The end of the body moves it to
-    /// `Completed` or `Failed`, a cancel to `Cancelled`, a crash or a shutdown back to `Pending`.
+    /// `Completed` or `Failed`, its deadline to `Failed`, a cancel to `Cancelled`, steps that only wait to `Suspended`, a crash
+    /// or a shutdown back to `Pending`.
     Leased,
     /// Waits for a timer, a signal or a child, and holds no memory worth naming. What it waits for moves it to `Pending`, a
-    /// cancel to `Cancelled`. Reserved: nothing suspends a run yet.
+    /// cancel to `Cancelled`, its deadline to `Failed`.
     Suspended,
     /// The body returned an output. Nobody moves it out; a purge or a delete removes it.
     Completed,

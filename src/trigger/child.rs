@@ -68,7 +68,7 @@ impl<T> StepCall<T> {
     }
 
     /// Fail the step with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the child has not ended this long after its
-    /// trigger. The child goes on.
+    /// trigger. The child goes on. [`Step::trigger`] waits for nothing, so there it does nothing.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.wait = self.wait.timeout(timeout);
         self
@@ -120,8 +120,9 @@ impl Step {
     /// # Errors
     /// Those of [`Step::trigger`]; [`ErrorKind::ChildFailed`](crate::ErrorKind::ChildFailed), with the child's error in the
     /// chain; [`ErrorKind::ChildCancelled`](crate::ErrorKind::ChildCancelled); with a timeout,
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). A child that needs a concurrency key which this run or one above it
-    /// holds could never start: that is refused.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). A call that could never end is refused as not triggered: of a child that
+    /// needs a concurrency key which this run holds, or one that waits for it; or where the idempotency key, or a policy for
+    /// conflicts, gives a run that waits for this one, or is it.
     ///
     /// ```
     /// # use durably::{JobHandle, JobResult, Step};
