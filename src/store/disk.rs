@@ -35,19 +35,27 @@ const LAST_ID_HIGH_MAX: u64 = u64::MAX - 1;
 /// What readers and the writer have in common. The database is swapped when the file is reopened.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
-    db: Mutex<Option<Arc<Database>>>,
+    db: Mutex<Option<Arc<Handle>>>,
     tail: RwLock<Tail>,
     ended: AtomicBool,
     /// A read has failed: redb gives nothing any more before the file is opened again.
     suspect: AtomicBool,
 }
 
+/// An open database. Whoever has it last closes it, which may write.
+#[derive(Debug)]
+struct Handle {
+    db: Database,
+    /// Goes after the database is closed: fields are dropped in this order.
+    open: Arc<()>,
+}
+
 impl Shared {
     /// A view of everything acknowledged so far.
     pub(crate) fn view(&self) -> Result<View<'_>, Fault> {
         let tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
-        let db = self.db()?;
-        Ok(View::new(tail, db.begin_read()?))
+        let handle = self.handle()?;
+        Ok(View::new(tail, handle.db.begin_read()?))
     }
 
     /// A view of what of that is in memory, if nobody changes it just now.
@@ -59,14 +67,14 @@ impl Shared {
     pub(super) fn snapshot(&self) -> Result<ReadTransaction, Fault> {
         // Waits, as every reader does, while the writer has the file for itself.
         let _tail = self.tail.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.db()?.begin_read()?)
+        Ok(self.handle()?.db.begin_read()?)
     }
 
     /// Does something with the database that nobody else may use meanwhile: readers that come wait. `None` where one has it.
     pub(super) fn alone<T>(&self, work: impl FnOnce(&mut Database) -> T) -> Result<Option<T>, Fault> {
         let _tail = self.tail.write().unwrap_or_else(PoisonError::into_inner);
         let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::get_mut(held.as_mut().ok_or(Fault::Closed)?).map(work))
+        Ok(Arc::get_mut(held.as_mut().ok_or(Fault::Closed)?).map(|handle| work(&mut handle.db)))
     }
 
     /// Whether the file was closed for good.
@@ -84,13 +92,13 @@ impl Shared {
         !self.suspect.swap(true, Ordering::Relaxed)
     }
 
-    fn db(&self) -> Result<Arc<Database>, Fault> {
+    fn handle(&self) -> Result<Arc<Handle>, Fault> {
         self.db.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Fault::Closed)
     }
 
-    fn swap(&self, db: Option<Database>) -> Option<Arc<Database>> {
-        let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *held, db.map(Arc::new))
+    fn swap(&self, db: Option<Database>) -> Option<Arc<Handle>> {
+        let handle = db.map(|db| Arc::new(Handle { db, open: Arc::default() }));
+        std::mem::replace(&mut *self.db.lock().unwrap_or_else(PoisonError::into_inner), handle)
     }
 
     /// As between a failure and the reopening.
@@ -281,8 +289,8 @@ impl Disk {
     ) -> Result<(), Fault> {
         debug_assert!(events == 0 || !stage.is_empty(), "numbers that no row would keep");
         let group = self.next_group;
-        let db = self.shared.db()?;
-        let mut txn = db.begin_write()?;
+        let handle = self.shared.handle()?;
+        let mut txn = handle.db.begin_write()?;
         txn.set_two_phase_commit(self.two_phase);
         if self.options.hooks.plants(Bug::CommitNotFlushed) && self.commits % 50 == 49 {
             txn.set_durability(redb::Durability::None).map_err(redb::Error::from)?;
@@ -429,13 +437,19 @@ impl Disk {
         folded
     }
 
-    /// Lets go of the file. Views that are open keep their snapshot a moment longer and then fail by themselves.
+    /// Closes the database. Views that are open keep their snapshot a moment longer and then fail by themselves; one that is being
+    /// opened just now is waited for, since it may be what closes the database, and that must not write to what is opened next.
     fn release(&self) {
-        if let Some(db) = self.shared.swap(None).and_then(Arc::into_inner)
+        let Some(handle) = self.shared.swap(None) else { return };
+        let open = Arc::downgrade(&handle.open);
+        if let Some(Handle { db, open: _open }) = Arc::into_inner(handle)
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "the file was not closed cleanly");
             self.medium.distrust_cache(&self.options.hooks);
+        }
+        while open.strong_count() > 0 {
+            std::thread::yield_now();
         }
     }
 }

@@ -244,7 +244,7 @@ impl Pair {
         let values = || self.model.values().chain(self.steps.values());
         let large = values().filter(|value| value.len() > INLINE_BYTES_MAX).count() as u64;
         let rows = self.model.len() as u64;
-        let txn = self.disk().shared.db().expect("open").begin_read().expect("begins");
+        let txn = self.disk().shared.handle().expect("open").db.begin_read().expect("begins");
         assert_eq!(txn.open_table(BLOBS).expect("there").len().expect("counts"), large, "blobs");
         assert_eq!(txn.open_table(JOURNAL).expect("there").len().expect("counts"), 0, "journal rows");
         let stored: u64 =
