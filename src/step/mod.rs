@@ -256,10 +256,10 @@ impl Step {
     /// Work on many items, up to ten million, some of them at a time, with one step's overhead for a thousand.
     ///
     /// Items that are done are stored in batches: at 1,024 items, 64 KiB or 20 ms, whatever comes first, or when the write before
-    /// is done, then up to four times as many at once. After a crash, at most those of the last batches run again, and an item whose batch is on disk never does. So each runs at least once; give
-    /// [`ItemCx::effect_key`] to services that take an idempotency key. The result comes in the items' order when all of it is on
-    /// disk. The run's progress is reported as items are done. When the runtime shuts down no more items are begun, and the rest
-    /// goes on after the next start.
+    /// is done, then up to four times as many at once. After a crash, at most those of the last batches run again, and an item
+    /// whose batch is on disk never does. So each runs at least once; give [`ItemCx::effect_key`] to services that take an
+    /// idempotency key. The result comes in the items' order when all of it is on disk. The run's progress is reported as items
+    /// are done. When the runtime shuts down no more items are begun, and the rest goes on after the next start.
     ///
     /// Items must be the same on every replay: a fingerprint of their JSON is stored, not the items. They are no steps: a step
     /// inside of an item's body ends the run as one in a step's body does. Outputs count into the 256 MiB of checkpoints of a

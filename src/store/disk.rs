@@ -458,6 +458,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
         self.release();
+        self.options.again.take().into_iter().for_each(|file| file.unlock());
     }
 }
 

@@ -87,10 +87,17 @@ pub(crate) struct LockedFile {
     id: (u64, u64),
 }
 
+impl LockedFile {
+    /// Unlocks it: for whoever has closed the database over it. Explicitly, because a read that goes on, or a forked child, would
+    /// keep the lock that closing the file merely drops.
+    pub(super) fn unlock(&self) {
+        let _ = self.inner.close();
+    }
+}
+
 impl Drop for LockedFile {
     fn drop(&mut self) {
-        // Explicitly, because a forked child would keep the lock that closing the file merely drops.
-        let _ = self.inner.close();
+        self.unlock();
     }
 }
 

@@ -78,6 +78,7 @@ impl<I, O> TriggerAndWait<I, O> {
     }
 
     /// Call this with every progress that the run reports while it is waited for.
+    /// A callback that panics ends the wait with that panic; the run goes on.
     pub fn on_progress(mut self, callback: impl FnMut(&Progress) + Send + 'static) -> Self {
         self.callbacks.progress = Some(Box::new(callback));
         self

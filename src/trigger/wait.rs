@@ -98,6 +98,7 @@ impl WaitForRun {
     }
 
     /// Call this with every progress that the run reports from here on.
+    /// A callback that panics ends the wait with that panic; the run goes on.
     pub fn on_progress(mut self, callback: impl FnMut(&Progress) + Send + 'static) -> Self {
         self.callbacks.progress = Some(Box::new(callback));
         self

@@ -78,7 +78,7 @@ async fn p_batch_05_a_conflict_on_any_item_creates_none() {
     assert_eq!(again.disposition(), Disposition::Created, "the key of an item that was not created is free");
 }
 
-/// SPEC 4, Concurrency key: the items of a batch are decided in order, before any claim of that transaction.
+/// The items of a batch are decided in order, before any claim of that transaction.
 #[tokio::test]
 async fn p_batch_06_items_meet_the_items_before_them_though_those_could_start_at_once() {
     let (durably, gate) = (memory().await, Gate::new());
@@ -123,7 +123,7 @@ async fn an_item_replaces_an_earlier_one_of_its_batch_and_the_answers_are_as_com
     assert_eq!(within(runs[2].output()).await.expect("completes"), 3);
 }
 
-/// SPEC 4, Concurrency key: the items of a batch are decided in order. What one replaces has ended for those after it.
+/// The items of a batch are decided in order. What one replaces has ended for those after it.
 #[tokio::test]
 async fn an_item_reuses_the_idempotency_key_of_a_run_that_an_earlier_one_has_replaced() {
     let durably = paused().await;

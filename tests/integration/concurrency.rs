@@ -49,7 +49,7 @@ async fn p_conc_01_of_runs_that_share_a_key_one_executes_whatever_their_jobs() {
     assert_eq!((gate.arrivals(), gate.most_inside()), (2, 1));
 }
 
-/// SPEC 4, Concurrency key: ours differs from P-CONC-02 and -03, any number of runs may wait; P-CONC-05 by `Reject`.
+/// Ours differs from P-CONC-02 and -03, any number of runs may wait; P-CONC-05 by `Reject`.
 #[tokio::test]
 async fn p_conc_02_03_04_any_number_of_runs_wait_for_a_key_and_reject_looks_at_its_own_job() {
     let durably = paused().await;
@@ -79,7 +79,7 @@ async fn p_conc_06_runs_without_a_key_are_not_held_up() {
     gate.open();
 }
 
-/// SPEC 4, Concurrency key: a hot key never delays another key.
+/// A hot key never delays another key.
 #[tokio::test]
 async fn p_conc_07_a_hot_key_delays_nobody_else() {
     let gate = Gate::new();
@@ -120,7 +120,7 @@ async fn p_conc_08_runs_of_a_key_go_in_trigger_order_and_keys_go_side_by_side() 
     assert_eq!(gate.most_inside(), 2);
 }
 
-/// SPEC 4, Concurrency key: also across a crash; recovered runs keep their key and go first.
+/// Also across a crash; recovered runs keep their key and go first.
 #[tokio::test]
 async fn p_conc_09_after_a_crash_the_run_that_held_the_key_goes_first() {
     let (file, gate) = (TempFile::new(), Gate::new());
@@ -147,7 +147,7 @@ async fn p_conc_09_after_a_crash_the_run_that_held_the_key_goes_first() {
     assert_eq!(gate.most_inside(), 1);
 }
 
-/// SPEC 4, Concurrency key: a cancelled run holds its key until its body has really stopped.
+/// A cancelled run holds its key until its body has really stopped.
 #[tokio::test]
 async fn p_conc_10_a_cancelled_run_holds_its_key_until_its_body_is_gone() {
     let durably = Durably::builder().cancel_grace(Duration::ZERO).in_memory().await.expect("opens");
@@ -211,7 +211,7 @@ async fn p_conc_12_a_retrigger_takes_key_and_limit_over() {
     within(ended(&durably, held)).await;
 }
 
-/// SPEC 4, Concurrency key: `limit(n)`, the minimum over holders and candidate.
+/// `limit(n)`, the minimum over holders and candidate.
 #[tokio::test]
 async fn p_conc_13_the_smallest_limit_among_holders_and_candidate_counts() {
     let (durably, gate) = (memory().await, Gate::new());
@@ -244,7 +244,7 @@ async fn p_conc_13_the_smallest_limit_among_holders_and_candidate_counts() {
     within(behind.output()).await.expect("completes");
 }
 
-/// SPEC 4, Concurrency key: a resumed run goes to the back.
+/// A resumed run goes to the back.
 #[tokio::test]
 async fn a_resumed_run_goes_to_the_back_of_its_key() {
     let durably = paused().await;
@@ -257,7 +257,7 @@ async fn a_resumed_run_goes_to_the_back_of_its_key() {
     assert_eq!(leases(&mut events, 3).await, [second, third, first]);
 }
 
-/// SPEC 4, Concurrency key: that place outlives a restart.
+/// That place outlives a restart.
 #[tokio::test]
 async fn places_in_line_outlive_a_restart() {
     let file = TempFile::new();
@@ -279,7 +279,7 @@ async fn places_in_line_outlive_a_restart() {
     assert_eq!(run_of(&durably, first).await.replaced_by, Some(replace));
 }
 
-/// SPEC 4, Concurrency key: `Replace`.
+/// `Replace`.
 #[tokio::test]
 async fn a_replacing_run_takes_the_place_in_line_and_the_old_one_keeps_its_idempotency_key() {
     let (durably, gate) = (memory().await, Gate::new());
@@ -305,7 +305,7 @@ async fn a_replacing_run_takes_the_place_in_line_and_the_old_one_keeps_its_idemp
     assert_eq!(leases(&mut events, 2).await, [new.id(), between]);
 }
 
-/// SPEC 4, Concurrency key: `Reject`, `Skip` and `Replace` look at runs that have never started.
+/// `Reject`, `Skip` and `Replace` look at runs that have never started.
 #[tokio::test]
 async fn a_run_that_has_started_before_is_no_conflict() {
     let (file, gate) = (TempFile::new(), Gate::new());
@@ -330,7 +330,7 @@ async fn a_run_that_has_started_before_is_no_conflict() {
     within(durably.wait_for_run(replace.id())).await.expect("completes");
 }
 
-/// SPEC 4, Concurrency key: a run that was withdrawn leaves no trace in the line.
+/// A run that was withdrawn leaves no trace in the line.
 #[tokio::test]
 async fn a_cancelled_run_in_line_lets_the_next_one_up() {
     let (durably, gate) = (memory().await, Gate::new());
@@ -344,7 +344,6 @@ async fn a_cancelled_run_in_line_lets_the_next_one_up() {
     assert_eq!(run_of(&durably, second).await.lease_generation, 0);
 }
 
-/// SPEC 4, Capacity.
 #[tokio::test]
 async fn no_more_than_max_concurrent_runs_execute_and_the_rest_go_in_order() {
     let gate = Gate::new();
@@ -363,7 +362,6 @@ async fn no_more_than_max_concurrent_runs_execute_and_the_rest_go_in_order() {
     assert_eq!(gate.most_inside(), 3);
 }
 
-/// SPEC 4, Capacity.
 #[tokio::test]
 async fn a_jobs_own_limit_holds_its_runs_and_no_other_jobs() {
     let (durably, gate) = (memory().await, Gate::new());
@@ -381,7 +379,7 @@ async fn a_jobs_own_limit_holds_its_runs_and_no_other_jobs() {
     assert_eq!(gate.most_inside(), 2);
 }
 
-/// SPEC 4, Capacity: a run that waits for its key holds no slot.
+/// A run that waits for its key holds no slot.
 #[tokio::test]
 async fn runs_that_wait_for_a_key_take_no_slot() {
     let gate = Gate::new();

@@ -113,7 +113,6 @@ async fn p_def_11_runs_meet_the_code_that_is_registered_when_they_start() {
     assert_eq!(done.output_as::<u32>().expect("a number"), 21);
 }
 
-/// SPEC 4, Registration.
 #[tokio::test]
 async fn runs_of_a_job_that_is_not_registered_stay_pending_and_start_when_it_is() {
     let file = TempFile::new();
@@ -134,7 +133,7 @@ async fn runs_of_a_job_that_is_not_registered_stay_pending_and_start_when_it_is(
     assert_eq!(done.output, Some(json!(3)));
 }
 
-/// SPEC 4, Registration: what can't be used is refused there, not at the first run.
+/// What can't be used is refused there, not at the first run.
 #[tokio::test]
 async fn a_limit_of_no_runs_and_a_schema_that_does_not_compile_are_refused() {
     #[derive(Serialize, Deserialize, JsonSchema)]

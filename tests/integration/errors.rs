@@ -147,7 +147,7 @@ fn p_err_01_03_every_error_is_typed_reads_well_and_advises() {
     }
 }
 
-/// SPEC 3: one concrete error that is `Send + Sync + 'static` and keeps its source.
+/// One concrete error that is `Send + Sync + 'static` and keeps its source.
 #[test]
 fn errors_cross_threads_and_keep_their_source() {
     fn crosses<E: StdError + Send + Sync + 'static>() {}

@@ -198,7 +198,7 @@ async fn p_idem_13_a_retrigger_does_not_take_the_key_over() {
     assert_eq!(job.trigger(1).idempotency_key("key").await.expect("triggers").id(), old);
 }
 
-/// SPEC 4, Idempotency: a ttl counts from the trigger, and never ends before the run does.
+/// A ttl counts from the trigger, and never ends before the run does.
 #[tokio::test]
 async fn a_key_with_a_time_is_free_after_it_and_not_before_its_run_has_ended() {
     let (clock, gate) = (ManualClock::new(), Gate::new());
@@ -229,7 +229,7 @@ async fn a_key_with_a_time_is_free_after_it_and_not_before_its_run_has_ended() {
     assert_eq!(again.id(), third.id());
 }
 
-/// SPEC 4, Idempotency: a purge waits for the time of a key, a delete frees it at once.
+/// A purge waits for the time of a key, a delete frees it at once.
 #[tokio::test]
 async fn a_purge_waits_for_the_time_of_a_key_and_a_delete_does_not() {
     let clock = ManualClock::new();
@@ -253,7 +253,6 @@ async fn a_purge_waits_for_the_time_of_a_key_and_a_delete_does_not() {
     assert_eq!(durably.get_run(kept).await.expect("reads"), None);
 }
 
-/// SPEC 4, Idempotency.
 #[tokio::test]
 async fn a_key_whose_run_failed_or_was_cancelled_can_be_used_again_on_request() {
     let durably = memory().await;

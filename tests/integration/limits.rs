@@ -256,7 +256,7 @@ impl Clock for HeldClock {
     }
 }
 
-/// SPEC 4, Overload; SPEC 5: a batch, and the un-acked writes. An item counts with 256 bytes more than its input.
+/// A batch, and the un-acked writes. An item counts with 256 bytes more than its input.
 #[tokio::test]
 async fn a_batch_has_64_mib_and_no_more_than_that_wait_for_the_disk() {
     let clock = HeldClock::new();
@@ -287,7 +287,7 @@ async fn a_batch_has_64_mib_and_no_more_than_that_wait_for_the_disk() {
     assert_eq!(runs.len(), 65, "what was refused was not written");
 }
 
-/// SPEC 4, Overload: admission is bounded by count too.
+/// Admission is bounded by count too.
 #[tokio::test]
 async fn no_more_than_65_536_calls_wait_for_the_disk() {
     let clock = HeldClock::new();

@@ -60,7 +60,7 @@ async fn a_file_that_is_open_is_refused_by_whatever_name() {
     at_once().open(symbolic).await.expect("is free after a shutdown");
 }
 
-/// SPEC 3: after a crash-stop, a reopen waits for the writer to have let go of the file.
+/// After a crash-stop, a reopen waits for the writer to have let go of the file.
 #[tokio::test]
 async fn a_dropped_runtime_lets_go_of_the_file() {
     let file = TempFile::new();
@@ -202,7 +202,7 @@ fn an_open_outside_a_runtime_is_a_typed_error() {
     assert!(matches!(refused, Err(Error::NoRuntime)), "{refused:?}");
 }
 
-/// SPEC 4, Start and stop: `open` starts working at once, unless it is told to wait.
+/// `open` starts working at once, unless it is told to wait.
 #[tokio::test]
 async fn p_init_02_an_open_starts_working_and_start_can_be_repeated() {
     let file = TempFile::new();

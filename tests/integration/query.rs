@@ -56,7 +56,7 @@ async fn p_query_02_statuses_and_jobs_are_alternatives_and_everything_combines_w
     assert_eq!(find(&durably, all().status(RunStatus::Suspended)).await, []);
 }
 
-/// SPEC 4, Queries: newest first by id, which P-QUERY-03 lacks within a millisecond.
+/// Newest first by id, which P-QUERY-03 lacks within a millisecond.
 #[tokio::test]
 async fn p_query_03_runs_of_one_millisecond_come_newest_first() {
     let clock = ManualClock::new();
@@ -69,7 +69,7 @@ async fn p_query_03_runs_of_one_millisecond_come_newest_first() {
     assert_eq!(find(&durably, RunFilter::new().limit(7)).await, wanted);
 }
 
-/// SPEC 4, Queries: the default is 100, the most 1,000.
+/// The default is 100, the most 1,000.
 #[tokio::test]
 async fn p_query_04_a_page_has_100_runs_unless_told_and_1000_at_most() {
     let durably = paused().await;
@@ -104,7 +104,7 @@ async fn p_query_06_a_handle_finds_only_runs_of_its_job() {
     assert_eq!(ids(&one.get_runs(RunFilter::new().job("two")).await.expect("reads")), [run]);
 }
 
-/// SPEC 4, Queries: `.after(id)` as cursor, which does not shift under new and deleted runs.
+/// `.after(id)` as cursor, which does not shift under new and deleted runs.
 #[tokio::test]
 async fn p_query_07_a_cursor_goes_on_where_the_page_before_ended() {
     let file = TempFile::new();
@@ -132,7 +132,6 @@ async fn p_query_07_a_cursor_goes_on_where_the_page_before_ended() {
     assert_eq!(find(&durably, RunFilter::new().after(page[2]).limit(2)).await, all[3..5], "the run itself may be gone");
 }
 
-/// SPEC 4, Queries.
 #[tokio::test]
 async fn without_payloads_inputs_and_outputs_are_left_out() {
     let durably = memory().await;
@@ -147,7 +146,7 @@ async fn without_payloads_inputs_and_outputs_are_left_out() {
     assert!(matches!(without.output_as::<u32>(), Err(Error::Decode { what: "output", .. })));
 }
 
-/// SPEC 4, Queries: every read sees what was acknowledged before it began.
+/// Every read sees what was acknowledged before it began.
 #[tokio::test]
 async fn every_read_sees_what_was_acknowledged_before_it() {
     let durably = paused().await;

@@ -46,7 +46,7 @@ async fn p_trig_01_a_trigger_answers_with_the_run_on_disk_and_does_not_wait_for_
     assert_eq!(run_of(&durably, run.id()).await.input, Some(json!(1)));
 }
 
-/// SPEC 4, Ack: the answer has the state as committed.
+/// The answer has the state as committed.
 #[tokio::test]
 async fn a_run_that_can_start_at_once_is_leased_in_the_commit_of_its_trigger() {
     let gate = Gate::new();
@@ -286,7 +286,7 @@ async fn p_run_06_a_lease_has_an_owner_while_it_lasts_and_its_generation_only_gr
     assert_eq!((done.status, done.lease_owner, done.lease_generation), (RunStatus::Completed, None, 2));
 }
 
-/// SPEC 4, Time: ids grow in trigger order though the clock stands still or goes back.
+/// Ids grow in trigger order though the clock stands still or goes back.
 #[tokio::test]
 async fn p_run_07_ids_are_ulids_that_only_grow() {
     let (file, clock) = (TempFile::new(), ManualClock::new());

@@ -43,7 +43,7 @@ fn item(sku: &str, qty: i64) -> Value {
     json!({"sku": sku, "qty": qty})
 }
 
-/// SPEC 4, Validation: constraints count, not only types; the error names path and rule.
+/// Constraints count, not only types; the error names path and rule.
 #[tokio::test]
 async fn a_refused_input_names_the_path_and_the_rule() {
     let durably = paused().await;
@@ -69,7 +69,6 @@ async fn a_refused_input_names_the_path_and_the_rule() {
     assert_eq!(durably.get_runs(RunFilter::new()).await.expect("reads"), []);
 }
 
-/// SPEC 4, Validation.
 #[tokio::test]
 async fn a_typed_trigger_is_checked_against_the_constraints_too() {
     let durably = paused().await;
@@ -81,7 +80,6 @@ async fn a_typed_trigger_is_checked_against_the_constraints_too() {
     assert!(matches!(refused, Err(Error::InvalidInput { .. })), "{refused:?}");
 }
 
-/// SPEC 4, Validation.
 #[tokio::test]
 async fn the_normalised_input_is_what_is_stored_and_told() {
     let durably = paused().await;
@@ -95,7 +93,7 @@ async fn the_normalised_input_is_what_is_stored_and_told() {
     assert!(matches!(&event.kind, EventKind::RunTriggered { input } if input.value() == Some(stored)), "{event:?}");
 }
 
-/// SPEC 4, Validation: what does not read back as it was written is refused where it is written.
+/// What does not read back as it was written is refused where it is written.
 #[tokio::test]
 async fn an_input_that_can_not_be_stored_is_refused() {
     let durably = paused().await;
@@ -114,7 +112,7 @@ struct Score {
     points: u32,
 }
 
-/// SPEC 4, Validation: the output is checked before the run completes.
+/// The output is checked before the run completes.
 #[tokio::test]
 async fn an_output_against_its_schema_fails_the_run_and_stores_no_output() {
     let durably = memory().await;
@@ -129,7 +127,7 @@ async fn an_output_against_its_schema_fails_the_run_and_stores_no_output() {
     assert!(error.message.contains("/points") && error.message.contains("100"), "{}", error.message);
 }
 
-/// SPEC 4, Validation: a stored input that the code can't decode any more.
+/// A stored input that the code can't decode any more.
 #[tokio::test]
 async fn an_undecodable_stored_input_leaves_the_run_pending_and_reported_until_the_code_is_fixed() {
     let file = TempFile::new();
