@@ -23,6 +23,9 @@ use crate::id::RunId;
 use crate::store::op::{Change, NewRun, Op, Part, ThrottleChange, Triggered};
 use crate::trigger::WaitForRun;
 
+/// What a write takes of the room for bytes, at least.
+const WRITE_BYTES_MIN: usize = 64;
+
 pub(super) struct Supervisor {
     pub(super) core: Arc<Core>,
 }
@@ -309,7 +312,7 @@ impl Supervisor {
 
     /// Serves a request that writes, if there is room for it. Should that be taken before it gets there, it waits as a call does.
     fn write<T: Send + 'static>(&self, reply: Reply<T>, work: impl Future<Output = Result<T, Error>> + Send + 'static) {
-        match self.core.store.try_admit(0) {
+        match self.core.store.try_admit(WRITE_BYTES_MIN) {
             Ok(_) => self.spawn(reply, work),
             Err(error) => send(reply, Err(error)),
         }

@@ -168,7 +168,8 @@ impl Core {
     async fn options_of(&self, run: &Run) -> Result<Options, Error> {
         let record = self.store.rowset(run.id).await?.record;
         Ok(Options {
-            deadline: record.deadline.map(|at| at.since(record.created_at)),
+            // What is left to one of a loop of runs is no length that was asked for: then the job's own counts.
+            deadline: record.deadline.filter(|_| record.continued_from.is_none()).map(|at| at.since(record.created_at)),
             concurrency_keys: record.keys.into_iter().map(|(key, limit)| (key, Some(limit))).collect(),
             priority: run.priority,
             labels: run.labels.clone().into_iter().collect(),

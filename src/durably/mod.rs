@@ -183,7 +183,8 @@ impl Durably {
     }
 
     /// Creates a new run with the stored input, concurrency keys and their limits, priority and labels of one that has ended, and
-    /// with as much time until its deadline. The idempotency key is not taken over, nor a delay, and no checkpoint.
+    /// with as much time until its deadline; one that went on for another has its job's. The idempotency key is not taken over, nor
+    /// a delay, and no checkpoint.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::JobNotFound`], [`Error::Conflict`] if it has not ended, [`Error::InvalidInput`] if the

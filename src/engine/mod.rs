@@ -342,12 +342,12 @@ impl Engine {
         in_line.into_iter().chain(delayed).max_by_key(|(_, place)| *place)
     }
 
-    /// Whether a run waits for its moment, and so stands in no line.
     /// Whether a pending run has its keys already.
     pub(crate) fn holds_keys(&self, run: RunId) -> bool {
         self.holding.contains_key(&run)
     }
 
+    /// Whether a run waits for its moment, and so stands in no line.
     pub(crate) fn is_delayed(&self, run: RunId) -> bool {
         self.sleepers.delayed_until(run).is_some()
     }

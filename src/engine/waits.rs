@@ -46,6 +46,11 @@ impl Engine {
         self.waits.clone()
     }
 
+    /// The bodies that wait, each with the run that it waits for now.
+    pub(crate) fn waiting_bodies(&self) -> impl Iterator<Item = (RunId, RunId)> + '_ {
+        self.waits.iter().flat_map(|(waiter, targets)| targets.iter().map(|target| (*waiter, target.run)))
+    }
+
     /// Takes over what bodies wait for from an engine before, for those that live on.
     pub(crate) fn keep_waits(&mut self, waits: Waits) {
         self.waits = waits;

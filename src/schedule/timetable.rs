@@ -180,7 +180,8 @@ fn next_open(crontab: &Crontab, zone: &TimeZone, after: Instant) -> Option<Insta
     let (mut offset, mut from) = (zone.to_offset(after), after);
     let mut wall = offset.to_datetime(after);
     loop {
-        let at = next_wall(crontab, wall).and_then(|wall| offset.to_timestamp(wall).ok());
+        // What is not found within decades is not found after the clock was set either, by a day at most.
+        let at = offset.to_timestamp(next_wall(crontab, wall)?).ok();
         let set = zone.following(from).next().filter(|set| at.is_none_or(|at| set.timestamp() <= at));
         let Some(set) = set.filter(|set| set.timestamp() < HORIZON) else { return at };
         // The clock is set before that: what it shows from there on counts, beginning with the moment itself.
@@ -361,6 +362,8 @@ mod tests {
         ] {
             assert_eq!(refused(expression, "UTC"), "expression");
         }
+        // In a zone whose clock is set twice a year, for ever.
+        assert_eq!(refused("* * 31 2 *", "Europe/Berlin"), "expression");
         for zone in ["", "Europe/Atlantis", "../../etc/passwd", "Europe/Berlin ", "é", &"x".repeat(65)] {
             assert_eq!(refused("* * * * *", zone), "time zone");
         }

@@ -17,15 +17,30 @@ use super::verify::{self, Verification};
 use super::{Fault, is_swapped};
 use crate::error::Error;
 
-/// Copies the file to `path`, where nothing is yet. Blocks, until it is done or abandoned.
-pub(super) fn copy(shared: &Shared, path: &Path, abandoned: &AtomicBool) -> Result<Verification, Error> {
+/// Copies the file to `path`, where nothing is yet. Blocks, until it is done or abandoned. Says by `failed` that a read has failed.
+pub(super) fn copy(
+    shared: &Shared,
+    path: &Path,
+    abandoned: &AtomicBool,
+    failed: &dyn Fn(),
+) -> Result<Verification, Error> {
     let mut tries = 0;
     loop {
-        match copy_once(shared, path, abandoned) {
+        let copied = copy_once(shared, path, abandoned);
+        // What is written to would say what has failed, and not that something had before.
+        if matches!(&copied, Err(Fault::Open(OpenError::Init { source: redb::Error::PreviousIo, .. })))
+            || copied.as_ref().is_err_and(Fault::is_io)
+        {
+            failed();
+        }
+        match copied {
             // The file is being reopened: the snapshot is gone, and the next is of the new handle.
             Err(fault) if was_swapped(&fault) && tries < 100 && !shared.is_closed() && !is_set(abandoned) => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(Fault::Closed) if !shared.is_closed() && !is_set(abandoned) => {
+                return Err(Error::Storage(Box::new(Fault::Away)));
             }
             copied => return Ok(copied?),
         }

@@ -191,7 +191,7 @@ impl Disk {
         self.release();
         self.options.hooks.pass(Failpoint::Released);
         self.two_phase = true;
-        self.medium.distrust_cache(&self.options.hooks);
+        self.medium.distrust_cache(&self.options);
         self.options.check_integrity = super::file::IntegrityCheck::Always;
         self.options.must_exist = true;
         let known = self.next_group;
@@ -404,6 +404,11 @@ impl Disk {
             || self.shared.read_tail(|tail| self.is_long(tail) || self.is_old(tail, self.clock.monotonic()))
     }
 
+    /// Whether the file has failed and could not be reopened.
+    pub(crate) fn is_away(&self) -> bool {
+        self.shared.handle().is_err()
+    }
+
     pub(super) fn sleep(&self, time: std::time::Duration) {
         self.options.hooks.sleep(time);
     }
@@ -446,7 +451,7 @@ impl Disk {
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "the file was not closed cleanly");
-            self.medium.distrust_cache(&self.options.hooks);
+            self.medium.distrust_cache(&self.options);
         }
         while open.strong_count() > 0 {
             std::thread::yield_now();

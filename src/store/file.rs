@@ -83,6 +83,8 @@ pub(crate) struct OpenOptions {
 #[derive(Debug)]
 pub(crate) struct LockedFile {
     inner: FileBackend,
+    /// The same, for what redb does not ask of it.
+    file: File,
     /// Its device and inode.
     id: (u64, u64),
 }
@@ -243,7 +245,7 @@ impl Medium {
                 }
                 // A flush of what opening it writes may be what failed.
                 Err(error @ (OpenError::Io { .. } | OpenError::Init { .. })) if !options.read_only => {
-                    self.distrust_cache(&options.hooks);
+                    self.distrust_cache(options);
                     return Err(error);
                 }
                 outcome => return outcome,
@@ -252,26 +254,26 @@ impl Medium {
     }
 
     /// [`Medium::drop_page_cache`], where nothing more can be done if that fails.
-    pub(super) fn distrust_cache(&self, hooks: &Hooks) {
-        if hooks.plants(Bug::PagesKeptAfterFailedFlush) {
+    pub(super) fn distrust_cache(&self, options: &OpenOptions) {
+        if options.hooks.plants(Bug::PagesKeptAfterFailedFlush) {
             return;
         }
-        if let Err(error) = self.drop_page_cache() {
+        if let Err(error) = self.drop_page_cache(options.again.as_deref()) {
             tracing::warn!(%error, "cached pages of the file can't be dropped");
         }
     }
 
-    /// Makes the next reads come from the disk. Call it after a failed fsync, between closing and opening again.
+    /// Makes the next reads come from the disk: of the file that is to be opened again, else of what has its name. Call it after a failed fsync, between closing and opening again.
     ///
     /// Linux marks pages that it failed to write as clean, so the cache shows a commit that the disk does not have; building on it
     /// loses the whole file at the next power loss.
-    pub(crate) fn drop_page_cache(&self) -> io::Result<()> {
-        let path = match self {
-            Self::File(path) => path,
-            Self::Memory(_) => return Ok(()),
-            Self::Custom(factory) => return factory.drop_cache(),
+    pub(crate) fn drop_page_cache(&self, again: Option<&LockedFile>) -> io::Result<()> {
+        let file = match (self, again) {
+            (_, Some(again)) => again.file.try_clone()?,
+            (Self::File(path), None) => File::open(path)?,
+            (Self::Memory(_), None) => return Ok(()),
+            (Self::Custom(factory), None) => return factory.drop_cache(),
         };
-        let file = File::open(path)?;
         // Only pages that are clean and not being written can be dropped. That this may fail again changes nothing.
         let _ = file.sync_data();
         #[cfg(target_os = "linux")]
@@ -335,8 +337,9 @@ fn open_existing(
         return Err(OpenError::NotADatabase { path: path.to_path_buf(), reason: "not a regular file" });
     }
     let on_nfs = is_on_nfs(&file);
+    let twin = file.try_clone().map_err(OpenError::io(path, "open"))?;
     let inner = FileBackend::new(file).map_err(|error| OpenError::redb(path, error))?;
-    let file = Arc::new(LockedFile { inner, id: (metadata.dev(), metadata.ino()) });
+    let file = Arc::new(LockedFile { inner, file: twin, id: (metadata.dev(), metadata.ino()) });
     let found = lock_and_inspect(&*file, medium, options, Absent::IsAnError)?;
     let opened = Opened { file: Some(file.clone()), ..start(file, path, options, found, accept)? };
     options.hooks.pass(Failpoint::Opened);
@@ -597,7 +600,7 @@ fn lock_and_inspect(
     let mut found = locked.and_then(|()| inspect(backend, path, absent));
     // Whoever left it so may have ended because a flush failed: then the cache shows what the disk does not have.
     if found.as_ref().is_ok_and(|found| found.unclean) && !options.read_only {
-        medium.distrust_cache(&options.hooks);
+        medium.distrust_cache(options);
         found = inspect(backend, path, absent);
     }
     if found.is_err() {

@@ -343,9 +343,8 @@ impl Store {
         let (shared, mut tries) = (&self.inner.shared, 0);
         loop {
             let result = shared.view().and_then(|view| read(&view));
-            if result.as_ref().is_err_and(Fault::is_io) && shared.suspect() {
-                // While nothing is written, nobody else would notice.
-                self.send(Op::Tick);
+            if result.as_ref().is_err_and(Fault::is_io) {
+                self.read_failed();
             }
             match result {
                 Err(fault) if fault.is_swapped() && tries < READ_TRIES && !shared.is_closed() => {
@@ -358,11 +357,18 @@ impl Store {
         }
     }
 
+    /// Has the file reopened: while nothing is written, nobody else would notice.
+    fn read_failed(&self) {
+        if self.inner.shared.suspect() {
+            self.send(Op::Tick);
+        }
+    }
+
     /// Copies the file to a new one.
     pub(crate) async fn backup(&self, path: std::path::PathBuf) -> Result<verify::Verification, Error> {
         let abandon = backup::Abandon::default();
-        let (shared, abandoned) = (self.inner.shared.clone(), abandon.0.clone());
-        let copy = move || backup::copy(&shared, &path, &abandoned);
+        let (store, abandoned) = (self.clone(), abandon.0.clone());
+        let copy = move || backup::copy(&store.inner.shared, &path, &abandoned, &|| store.read_failed());
         match self.inner.placement {
             Placement::Inline => copy(),
             Placement::Threads => {

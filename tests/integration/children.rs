@@ -393,6 +393,38 @@ async fn a_call_that_is_given_a_run_which_waits_for_its_own_key_is_refused() {
 }
 
 #[tokio::test]
+async fn a_key_of_a_run_whose_body_waits_for_the_caller_counts_as_well() {
+    within(async {
+        let durably = memory().await;
+        let (gate, waits) = (Gate::new(), Gate::new());
+        let last = durably.register(echo("last")).unwrap();
+        let middle = durably
+            .register(job_with("middle", (last, gate.clone()), |step: Step, input, (last, gate)| async move {
+                gate.pass().await;
+                let refused = step.call("last", &last, input).concurrency_key("k").await;
+                Ok(format!("{:?}", refused.err().map(|error| error.kind())))
+            }))
+            .unwrap();
+        let shared = (middle, durably.clone(), waits.clone());
+        let first = durably
+            .register(job_with("first", shared, |step: Step, input, (middle, durably, waits)| async move {
+                let run = step.trigger("middle", &middle, input).await?;
+                let mut waiting = durably.wait_for_run(run).into_future();
+                assert!(futures::poll!(&mut waiting).is_pending());
+                drop(waits.enter());
+                Ok(waiting.await.map_err(|error| error.to_string())?.output)
+            }))
+            .unwrap();
+        let run = first.trigger(1).concurrency_key("k").await.unwrap();
+        waits.reached().await;
+        durably.stats().await.unwrap();
+        gate.open();
+        assert_eq!(run.output().await.unwrap(), Some("Some(NotTriggered)".into()));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_key_of_a_run_above_that_has_ended_is_in_nobodys_way() {
     within(async {
         let durably = memory().await;

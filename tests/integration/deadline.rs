@@ -331,3 +331,28 @@ async fn a_parent_is_told_of_a_child_that_missed_its_deadline() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_retrigger_of_a_run_that_went_on_for_another_has_the_jobs_time_and_not_what_was_left() {
+    within(async {
+        let clock = ManualClock::new();
+        let durably = with_clock(&clock).await;
+        let gate = Gate::new();
+        let job: Job<u32, u32> = job_with("loop", gate.clone(), |step: Step, left, gate: Gate| async move {
+            gate.pass().await;
+            if left == 0 { Err("over".into()) } else { step.continue_as_new(left - 1).await }
+        });
+        let job = durably.register(job.deadline(HOUR)).unwrap();
+        let first = job.trigger(1).await.unwrap();
+        gate.reached().await;
+        pass(&durably, &clock, HOUR - Duration::from_secs(5)).await;
+        gate.open();
+        let last = run_of(&durably, first.id()).await;
+        let last = ended(&durably, last.continued_as.unwrap_or(last.id)).await;
+        let last = ended(&durably, last.continued_as.unwrap_or(last.id)).await;
+        assert_eq!(last.deadline.unwrap().since(last.created_at), Duration::from_secs(5));
+        let again = run_of(&durably, durably.retrigger(last.id).await.unwrap().id()).await;
+        assert_eq!(again.deadline.unwrap().since(again.created_at), HOUR);
+    })
+    .await;
+}

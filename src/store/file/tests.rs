@@ -460,7 +460,7 @@ fn the_page_cache_is_dropped() {
     };
     let Some(cached) = read() else { return eprintln!("skipped: this system does not say what a thread reads") };
     assert_eq!(cached, 0, "what has just been written is in the cache");
-    Medium::File(path.clone()).drop_page_cache().unwrap();
+    Medium::File(path.clone()).drop_page_cache(None).unwrap();
     let least = if is_tmpfs(&path) { 0 } else { content.len() };
     assert!(read().is_some_and(|fetched| fetched >= least), "it comes from the disk again");
 }

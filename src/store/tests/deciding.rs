@@ -1,9 +1,12 @@
 //! What the writer decides: inside the transaction, whole or not at all, and never for a lease that is over.
 
+use std::time::Duration;
+
 use crate::error::Error;
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, Notes, NotesOf, Op, Outcome};
+use crate::store::op::{Accepted, NewRun, Notes, NotesOf, Op, Outcome, Purge};
 use crate::store::tests::world::{World, json, new};
+use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
 
 fn world() -> World {
@@ -207,4 +210,32 @@ fn committed_events_are_numbered_without_gaps_and_those_that_write_nothing_take_
     let world = world.killed(|_| {});
     // Two runs were executing, and are handed back.
     assert_eq!(numbers(&world.events()), [(6, true), (7, true)]);
+}
+
+#[test]
+fn runs_that_their_keys_hold_use_up_nothing_of_what_a_purge_may_delete() {
+    let world = World::new();
+    world.register(&[("a", 99)]);
+    let held = |n: usize| {
+        let mut run = new("1").idempotent(&n.to_string());
+        if let Some(idempotency) = &mut run.idempotency {
+            idempotency.ttl = Some(Duration::from_secs(3_600));
+        }
+        run
+    };
+    let mut runs: Vec<NewRun> = (0..10).map(held).collect();
+    runs.extend([new("2"), new("3"), new("4")]);
+    for run in runs {
+        let run = world.trigger(run).expect("triggers").run;
+        assert_eq!(world.complete(run, 1), Accepted::Recorded);
+        world.stopped(run, 1);
+    }
+    // One executes, so that a commit deletes two at most.
+    world.trigger(new("5")).expect("triggers");
+    let before = Timestamp::from_millis(u64::MAX);
+    let purge = |after| world.ask(Op::Purge, Purge { before, limit: 100, after }).expect("purges");
+    let first = purge(None);
+    assert_eq!(first.deleted, 2);
+    let second = purge(first.after);
+    assert_eq!((second.deleted, second.after), (1, None));
 }

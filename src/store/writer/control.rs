@@ -287,34 +287,47 @@ impl Writer {
     /// is not over are passed over.
     pub(super) fn purge(&mut self, turn: &mut Turn<'_>, purge: &Purge) -> Result<Result<Purged, Error>, Fault> {
         let before = keys::ended(purge.before, RunId::MIN);
-        let lower = purge.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let ends = turn.ends.iter().filter(|(_, ended)| !matches!(ended, Ended::Deleted)).count();
         let keeping_up = PURGE_SLICE_BESIDE + PURGED_FOR_AN_END * ends;
         let in_nobodys_way = self.bodies.is_empty() || self.undisturbed >= PURGE_UNDISTURBED;
         let beside = if in_nobodys_way { usize::MAX } else { keeping_up };
         let limit = purge.limit.min(beside);
-        let (mut due, mut last) = (Vec::new(), None);
-        turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {
-            last = Some(key.to_vec());
-            due.extend(keys::read_ended(key).map(|(_, run)| run));
-            Ok(if due.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        let mut deleted = 0;
-        let looked_at_all = due.len() < limit;
-        for run in due {
-            // One that can't be read must not keep the others from going.
-            if let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None)
-                && (loaded.record.idempotency_ttl_ms.is_none()
-                    // Its key has gone on with its successor.
-                    || loaded.state.continued_as.is_some()
-                    || expired(&loaded.record, turn.now)
-                    || self.config.hooks.plants(Bug::PurgeIgnoresTtl))
-            {
-                self.delete_run(turn, run, &loaded)?;
-                deleted += 1;
+        let (mut deleted, mut looked_at, mut after) = (0, 0, purge.after.clone());
+        // Those that their idempotency keys still hold cost little to pass by.
+        while deleted < limit && looked_at < purge.limit {
+            let wanted = (limit - deleted).min(purge.limit - looked_at);
+            let lower = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut due: Vec<Vec<u8>> = Vec::new();
+            turn.rows().scan(Table::Ended, (lower, Bound::Excluded(&before)), Direction::Forward, &mut |key, _| {
+                due.push(key.to_vec());
+                Ok(if due.len() >= wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            looked_at += due.len();
+            let looked_at_all = due.len() < wanted;
+            for run in due.iter().filter_map(|key| Some(keys::read_ended(key)?.1)) {
+                deleted += usize::from(self.purge_one(turn, run)?);
+            }
+            after = due.pop();
+            if looked_at_all {
+                return Ok(Ok(Purged { deleted, after: None }));
             }
         }
-        Ok(Ok(Purged { deleted, after: last.filter(|_| !looked_at_all) }))
+        Ok(Ok(Purged { deleted, after }))
+    }
+
+    /// Deletes a run that has ended, unless its idempotency key still holds it. One that can't be read must not keep the others
+    /// from going.
+    fn purge_one(&mut self, turn: &mut Turn<'_>, run: RunId) -> Result<bool, Fault> {
+        let Some(loaded) = self.target(turn, run, Action::Delete, false)?.unwrap_or(None) else { return Ok(false) };
+        let goes = loaded.record.idempotency_ttl_ms.is_none()
+            // Its key has gone on with its successor.
+            || loaded.state.continued_as.is_some()
+            || expired(&loaded.record, turn.now)
+            || self.config.hooks.plants(Bug::PurgeIgnoresTtl);
+        if goes {
+            self.delete_run(turn, run, &loaded)?;
+        }
+        Ok(goes)
     }
 
     /// Whether a body may wait for a run: not if that could never end.

@@ -677,7 +677,7 @@ impl Writer {
     /// Folds, closes the file, and tells whoever asked for it; everyone else learns that it is over.
     pub(super) fn close(mut self) {
         let hand_back = self.watchers.iter().any(|watcher| matches!(&watcher.op, Op::Close(call) if call.request));
-        let away = hand_back && self.hand_back_all().is_break();
+        let away = self.disk.is_away() || (hand_back && self.hand_back_all().is_break());
         if away {
             tracing::error!("the file stays away: what executes is found as crashed by the next start");
         }

@@ -287,7 +287,7 @@ impl Writer {
         Ok(None)
     }
 
-    /// A run and those that wait for it to end, one by way of others too, the nearest first.
+    /// A run and those that wait for it to end, by a step or in their bodies, one by way of others too, the nearest first.
     fn waiting_for(&self, turn: &Turn<'_>, run: RunId) -> Result<Vec<(RunId, Arc<RunRecord>)>, Fault> {
         let (mut found, mut seen, mut next) = (Vec::new(), BTreeSet::new(), VecDeque::from([run]));
         while let Some(run) = next.pop_front() {
@@ -296,13 +296,14 @@ impl Writer {
             }
             let Some(loaded) = turn.load(run)?.filter(|loaded| !loaded.status().is_terminal()) else { continue };
             next.extend(self.awaited.range(awaiters_of(run)).map(|(_, waiter, _)| *waiter));
+            next.extend(self.engine.waiting_bodies().filter(|(_, target)| *target == run).map(|(waiter, _)| waiter));
             found.push((run, loaded.record));
         }
         Ok(found)
     }
 
-    /// Whether a run waits for the caller, and all that any of those on the way waits for is another of them. What may come
-    /// besides, a signal or a moment, may be what such a run goes on with: no wait that could end is refused.
+    /// Whether a run waits for the caller, and all that any of those on the way waits for is another of them. A signal or a moment
+    /// that one waits for besides may be what it goes on with; what its body does besides waiting is not known here.
     fn is_stuck(
         &self,
         turn: &Turn<'_>,
@@ -314,7 +315,9 @@ impl Writer {
         if !stuck.contains(&given) || asked.record.open.as_ref().is_some_and(|open| open.due.is_some()) {
             return Ok(false);
         }
-        let mut waits = Vec::new();
+        let waiting = |run: RunId| WaitRecord { run: Some(run), ..WaitRecord::default() };
+        let in_bodies = self.engine.waiting_bodies().filter(|(waiter, _)| stuck.contains(waiter));
+        let mut waits: Vec<_> = in_bodies.map(|(waiter, target)| (waiter, waiting(target))).collect();
         for run in &stuck {
             turn.rows().steps(*run, &mut |index, row| {
                 let (step, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(*run, index), &row)?;
