@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing is published before the commit that carries it, and no engine state outlives a commit that failed.
 
+mod circles;
 mod compacting;
 mod continuing;
 mod control;
