@@ -139,8 +139,10 @@ impl Store {
 struct Known {
     job: u32,
     status: RunStatus,
+    labels: Vec<(String, String)>,
     /// The one that counts.
     deadline: Option<Timestamp>,
+    completed_at: Option<Timestamp>,
 }
 
 struct Audit<'v, 'a> {
@@ -192,18 +194,28 @@ impl Audit<'_, '_> {
     ) -> Result<(), Fault> {
         let view = self.view;
         view.stored(table, &mut |key, value| {
-            if let Some(blob) = BlobRef::of(&value)
-                && !self.blobs.insert(blob.id)
-            {
-                self.problem(table.name(), key, "its blob belongs to another row too");
-            }
-            match view.resolved(table, key, value) {
-                Ok(value) => visit(self, key, value)?,
-                Err(Fault::Corrupted(row)) => self.problem(table.name(), key, row.reason),
-                Err(fault) => return Err(fault),
+            if let Some(value) = self.resolved(table, key, value)? {
+                visit(self, key, value)?;
             }
             Ok(ControlFlow::Continue(()))
         })
+    }
+
+    /// The value that a row has, or refers to. `None` where it can't be found, which is a problem.
+    fn resolved(&mut self, table: Table, key: &[u8], value: Bytes) -> Result<Option<Bytes>, Fault> {
+        if let Some(blob) = BlobRef::of(&value)
+            && !self.blobs.insert(blob.id)
+        {
+            self.problem(table.name(), key, "its blob belongs to another row too");
+        }
+        match self.view.resolved(table, key, value) {
+            Ok(value) => Ok(Some(value)),
+            Err(Fault::Corrupted(row)) => {
+                self.problem(table.name(), key, row.reason);
+                Ok(None)
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     fn decoded<H: DeserializeOwned>(&mut self, table: Table, key: &[u8], value: &Bytes) -> Option<H> {
@@ -245,9 +257,10 @@ impl Audit<'_, '_> {
         };
         let record = codec::open::<RunRecord>(Table::Runs, key, &row);
         let (Ok((record, _)), Ok(state)) = (record, state) else { return Ok(Some(Err(()))) };
-        let status = RunStatus::from_byte(state.status);
+        let Some(status) = RunStatus::from_byte(state.status) else { return Ok(Some(Err(()))) };
         let deadline = record.deadline.filter(|_| !state.resumed);
-        Ok(Some(status.map(|status| Known { job: record.job, status, deadline }).ok_or(())))
+        let completed_at = state.completed_at;
+        Ok(Some(Ok(Known { job: record.job, status, labels: record.labels, deadline, completed_at })))
     }
 
     fn jobs(&mut self) -> Result<(), Fault> {
@@ -394,24 +407,24 @@ impl Audit<'_, '_> {
             Ok(ControlFlow::Continue(()))
         })?;
         for run in runs {
-            let (mut count, mut maps) = (0, BTreeMap::new());
-            let read = view.steps(run, &mut |index, record| {
-                count += 1;
+            let steps = match view.stored_steps(run) {
+                Ok(steps) => steps,
+                Err(Fault::Corrupted(row)) if damaged.contains(&row.key) => continue,
+                Err(Fault::Corrupted(row)) => {
+                    self.list(|| Problem { table: row.table, key: row.key, what: row.reason });
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            let (count, mut maps) = (steps.len() as u64, BTreeMap::new());
+            for (index, record) in steps {
                 let key = keys::of_run(run, index);
+                let Some(record) = self.resolved(Table::Steps, &key, record)? else { continue };
                 let wrong = match codec::open::<StepRecord>(Table::Steps, &key, &record) {
                     Ok((step, payload)) => wrong_with_items(&mut maps, index, &step, &payload),
                     Err(row) => Some(row.reason),
                 };
                 wrong.into_iter().for_each(|what| self.problem("steps", &key, what));
-                Ok(ControlFlow::Continue(()))
-            });
-            match read {
-                Err(Fault::Corrupted(row)) if damaged.contains(&row.key) => {}
-                // The rest of the run's can't be told apart from what is wrong.
-                Err(Fault::Corrupted(row)) => {
-                    self.list(|| Problem { table: row.table, key: row.key, what: row.reason });
-                }
-                read => read?,
             }
             if count > 0 && self.known(run)?.is_none() {
                 self.problem("steps", run.as_bytes(), "its run is missing");
@@ -440,8 +453,10 @@ impl Audit<'_, '_> {
                 let agrees = match table {
                     Table::ByStatus => *key == *keys::by_status(known.status, run),
                     Table::ByJob => *key == *keys::by_job(known.job, run),
-                    Table::Ended => known.status.is_terminal(),
-                    _ => true,
+                    Table::ByLabel => {
+                        known.labels.iter().any(|(label, value)| *key == *keys::by_label(label, value, run))
+                    }
+                    _ => known.completed_at.is_some_and(|at| *key == *keys::ended(at, run)),
                 };
                 if !agrees {
                     audit.problem(table.name(), key, "its run says otherwise");

@@ -142,6 +142,11 @@ impl<'a> View<'a> {
         self.walk(None, table, range, Direction::Forward, visit)
     }
 
+    /// A run's steps as they stand, with references where records are large.
+    pub(super) fn stored_steps(&self, run: RunId) -> Result<Vec<Indexed>, Fault> {
+        self.all_steps(None, run)
+    }
+
     pub(super) fn tail(&self) -> &Tail {
         &self.tail
     }

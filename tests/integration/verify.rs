@@ -75,8 +75,33 @@ async fn completed(runs: u64) -> TempFile {
     file
 }
 
-/// The first block of checkpoints.
-fn first_block(table: &redb::Table<'_, &'static [u8], &'static [u8]>) -> (Vec<u8>, Vec<u8>) {
+#[tokio::test]
+async fn verifying_names_rows_of_indexes_that_their_runs_contradict() {
+    let file = TempFile::new();
+    let durably = file.open_paused().await;
+    let job = durably.register(counting()).expect("registers");
+    job.trigger(1).label("city", "Rome").await.expect("triggers");
+    durably.run_until_idle(None).await.expect("works");
+    durably.shutdown().await.expect("closes");
+    for (index, of_its_value) in [("by_label", 8), ("ended", 7)] {
+        change::<&[u8]>(&file, index, |table| {
+            let (key, row) = first_row(table);
+            let mut other = key.clone();
+            // A letter of the label, or the last byte of the time.
+            other[of_its_value] ^= 1;
+            table.remove(&key[..]).expect("removes");
+            table.insert(&other[..], &row[..]).expect("inserts");
+        });
+    }
+    let found = durably::verify(file.path()).await.expect("reads");
+    let mut problems: Vec<_> = found.problems.iter().map(|problem| (problem.table, problem.what)).collect();
+    problems.sort_unstable();
+    let expected = ["by_label", "ended"].map(|index| [(index, "a run is not in it"), (index, "its run says otherwise")]);
+    assert_eq!(problems, expected.concat());
+}
+
+/// The first row of a table, which of checkpoints is a block.
+fn first_row(table: &redb::Table<'_, &'static [u8], &'static [u8]>) -> (Vec<u8>, Vec<u8>) {
     let (key, block) = table.first().expect("reads").expect("a block");
     (key.value().to_vec(), block.value().to_vec())
 }
@@ -91,7 +116,7 @@ async fn verifying_names_a_block_of_checkpoints_that_is_cut_once_for_all_its_run
     assert_eq!(durably::verify(file.path()).await.expect("reads").steps, 15);
     let mut damaged = Vec::new();
     change::<&[u8]>(&file, "steps", |table| {
-        let (key, block) = first_block(table);
+        let (key, block) = first_row(table);
         table.insert(&key[..], &block[..block.len() - 1]).expect("inserts");
         damaged = key;
     });
@@ -106,7 +131,7 @@ async fn verifying_names_a_block_of_checkpoints_that_the_one_before_reaches_into
     let file = completed(5).await;
     let mut within = Vec::new();
     change::<&[u8]>(&file, "steps", |table| {
-        let (key, block) = first_block(table);
+        let (key, block) = first_row(table);
         // The same run from its second step on, which the first block has too; without the checksum that a block begins with.
         within = [&key[..16], &1u32.to_be_bytes()].concat();
         let first = &block[12..];

@@ -402,6 +402,22 @@ fn a_number_of_a_blob_is_never_used_again() {
 }
 
 #[test]
+fn a_blob_that_two_checkpoints_name_is_a_problem_in_the_tail_and_in_blocks() {
+    let mut disk = open(&SharedMemory::default(), Size::default());
+    let (mut stage, run) = (Stage::default(), RunId::numbered(1));
+    stage.change_steps(run, Change::Put(0, vec![7; INLINE_BYTES_MAX + 1].into()));
+    stage.change_steps(run, Change::Put(1, BlobRef { id: 1, bytes: INLINE_BYTES_MAX as u32 + 1 }.to_value().into()));
+    disk.commit(&stage, 0, run, &mut Vec::new(), |_| ()).expect("commits");
+    for _ in 0..2 {
+        let found = crate::store::verify::audit(&disk.shared().view().expect("a view")).expect("reads");
+        let shared = found.problems.iter().filter(|problem| problem.what == "its blob belongs to another row too");
+        let keys: Vec<_> = shared.map(|problem| (problem.table, problem.key.clone())).collect();
+        assert_eq!(keys, [("steps", crate::codec::keys::show(&crate::codec::keys::of_run(run, 1)))]);
+        disk.fold_all().expect("folds");
+    }
+}
+
+#[test]
 fn folding_begins_with_age_and_with_size() {
     #[derive(Debug)]
     struct Still(std::sync::atomic::AtomicU64);
