@@ -1,6 +1,6 @@
 //! What happens in the place of a step, and the signals that a test sends by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -87,6 +87,8 @@ struct Rule {
 pub(super) struct Mocks {
     rules: Mutex<Vec<Rule>>,
     signals: Mutex<Vec<SignalRule>>,
+    /// Steps that were sent one, by run and index: one that was dropped goes on waiting on disk, and is to get no other.
+    signalled: Mutex<BTreeSet<(RunId, u32)>>,
 }
 
 #[derive(Clone)]
@@ -112,6 +114,14 @@ impl Mocks {
 
     pub(super) fn signals(&self) -> Vec<SignalRule> {
         lock(&self.signals).clone()
+    }
+
+    pub(super) fn is_signalled(&self, run: RunId, index: u32) -> bool {
+        lock(&self.signalled).contains(&(run, index))
+    }
+
+    pub(super) fn set_signalled(&self, run: RunId, index: u32) {
+        lock(&self.signalled).insert((run, index));
     }
 
     fn add(&self, step: &str, times: Times, play: Play) {
@@ -151,6 +161,7 @@ impl Mocks {
     pub(super) fn clear(&self) {
         lock(&self.rules).clear();
         lock(&self.signals).clear();
+        lock(&self.signalled).clear();
     }
 }
 

@@ -379,7 +379,8 @@ impl TestRuntime {
         self.rig.mocks.give(step, give);
     }
 
-    /// Sends this signal to every run that waits for it, whenever the runtime settles.
+    /// Sends this signal to every run that waits for it, whenever the runtime settles: once for each step that does, also where
+    /// that was dropped, as by a race.
     ///
     /// ```
     /// # use durably::testing::TestRuntime;
@@ -524,11 +525,17 @@ impl TestRuntime {
         let mut sent = false;
         for run in self.durably.get_runs(waiting).await.unwrap_or_default() {
             for step in self.durably.get_steps(run.id).await.unwrap_or_default() {
+                if self.rig.mocks.is_signalled(run.id, step.index) {
+                    continue;
+                }
                 let name = step.waiting_for.and_then(|waiting| waiting.signal);
                 let rule = rules.iter().find(|rule| Some(&rule.name) == name.as_ref());
                 if let Some(rule) = rule {
                     self.rig.note(format!("     signal {:?} is sent", rule.name));
-                    sent |= self.durably.signal(run.id, &rule.name, &rule.value).await.is_ok();
+                    if self.durably.signal(run.id, &rule.name, &rule.value).await.is_ok() {
+                        self.rig.mocks.set_signalled(run.id, step.index);
+                        sent = true;
+                    }
                 }
             }
         }

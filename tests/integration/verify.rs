@@ -96,7 +96,8 @@ async fn verifying_names_rows_of_indexes_that_their_runs_contradict() {
     let found = durably::verify(file.path()).await.expect("reads");
     let mut problems: Vec<_> = found.problems.iter().map(|problem| (problem.table, problem.what)).collect();
     problems.sort_unstable();
-    let expected = ["by_label", "ended"].map(|index| [(index, "a run is not in it"), (index, "its run says otherwise")]);
+    let expected =
+        ["by_label", "ended"].map(|index| [(index, "a run is not in it"), (index, "its run says otherwise")]);
     assert_eq!(problems, expected.concat());
 }
 

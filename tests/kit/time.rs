@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use durably::testing::{Stuck, TestRuntime, always, times};
-use durably::{ErrorKind, Job, RunFilter, RunStatus, Step, StepStatus, Timestamp};
+use durably::{ErrorKind, Job, Received, RunFilter, RunStatus, Step, StepStatus, Timestamp};
 use serde_json::json;
 
 use crate::support::{Count, DAY, job_with, run_of, within};
@@ -146,6 +146,35 @@ async fn a_run_that_time_does_not_end_is_said_to_be_stuck_and_on_what() {
         let stuck = runtime.run_to_completion(run).await.unwrap_err();
         assert!(matches!(stuck, Stuck::Waiting { .. }), "{stuck}");
         assert!(stuck.to_string().contains(r#"step \"ok\" for signal \"approved\""#), "{stuck}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_that_was_dropped_is_sent_no_more_than_one_signal() {
+    within(async {
+        let runtime = TestRuntime::new().await;
+        let job = runtime
+            .register(Job::new("job", |step: Step, _: ()| async move {
+                let race = step.race("first").arm("approval", step.wait_signal::<()>("approval", "approved"));
+                let first = race.arm("pause", step.sleep("pause", DAY)).await?;
+                step.sleep("rest", 2 * DAY).await?;
+                Ok(first.arm().to_owned())
+            }))
+            .unwrap();
+        let mut events = runtime.events();
+        let run = job.trigger(()).await.unwrap().id();
+        runtime.advance(DAY).await;
+        runtime.signal_when_waiting("approved", ());
+        let done = runtime.run_to_completion(run).await.unwrap();
+        assert_eq!(done.output.unwrap(), json!("pause"));
+        let mut signals = 0;
+        while let Some(Received::Event(event)) = events.next().await
+            && event.kind.name() != "run:complete"
+        {
+            signals += u32::from(event.kind.name() == "run:signal");
+        }
+        assert_eq!(signals, 1);
     })
     .await;
 }

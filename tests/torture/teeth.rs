@@ -16,6 +16,8 @@ const TEETH: &[(Bug, &Suite, u64)] = &[
     (Bug::CreatedInPlace, &kill9::SUITE, 64),
     (Bug::CancelInMemory, &kill9::SUITE, 64),
     (Bug::SignalKept, &saga::SUITE, 30),
+    (Bug::NewsForgotten, &saga::SUITE, 120),
+    (Bug::PauseBegunAnew, &saga::SUITE, 30),
     (Bug::ChildUnrecorded, &saga::SUITE, 30),
     (Bug::EndUntold, &saga::SUITE, 30),
     (Bug::TriesForgotten, &saga::SUITE, 30),

@@ -1,7 +1,7 @@
 //! Schedules: expressions and zones, and when they are due.
 #![no_main]
 
-use durably::testing::fuzz;
+use durably::testing::suites::fuzz;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u64, String)| {
