@@ -54,6 +54,7 @@ mod hooks;
 mod id;
 mod job;
 pub mod limits;
+mod quietly;
 mod run;
 mod schedule;
 mod step;

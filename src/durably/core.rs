@@ -327,6 +327,9 @@ impl Core {
     }
 
     pub(crate) async fn run_until_idle(&self, limit: Option<u64>) -> Result<u64, Error> {
+        if self.means.draining.is_cancelled() {
+            return Err(Error::ShutDown);
+        }
         self.store.submit(Op::Idle, limit, Admitted::default()).answer().await
     }
 
@@ -336,7 +339,7 @@ impl Core {
             return Ok(());
         }
         // No run starts from here on, before anyone is told to hurry.
-        drop(self.store.submit(Op::Pause, true, Admitted::default()).answer().await);
+        self.store.send(Op::Drain);
         self.means.draining.cancel();
         let hooks = &self.config.hooks;
         hooks.pass(Failpoint::Draining);

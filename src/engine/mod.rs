@@ -87,7 +87,9 @@ pub(crate) enum Event {
     Touched { run: RunId },
     /// A run has a moment by which it must have ended, or no longer.
     Deadline { run: RunId, at: Timestamp, armed: bool },
-    /// A pending or suspended run waits no more: cancelled, replaced, or put aside.
+    /// A run is pending and stands in no line: its code can't read its input, or its rows can't be read.
+    PutAside { run: RunId, job: JobNumber },
+    /// A pending or suspended run waits no more: cancelled, or replaced.
     Withdrawn { run: RunId, job: JobNumber, keys: Keys, priority: i8 },
     /// A run recorded a checkpoint, which ends its probation.
     Checkpointed { run: RunId },
@@ -184,6 +186,8 @@ pub(crate) struct Engine {
     pasts: BTreeMap<RunId, Past>,
     /// Runs that never started and have a state all the same.
     touched: BTreeSet<RunId>,
+    /// Pending runs that stand in no line, each with its job.
+    aside: BTreeMap<RunId, JobNumber>,
     /// Runs in line that hold their keys already.
     holding: BTreeMap<RunId, Keys>,
     executing: BTreeMap<RunId, Executing>,
@@ -211,6 +215,7 @@ impl Engine {
             tickets: BTreeMap::new(),
             pasts: BTreeMap::new(),
             touched: BTreeSet::new(),
+            aside: BTreeMap::new(),
             holding: BTreeMap::new(),
             executing: BTreeMap::new(),
             successors: BTreeMap::new(),
@@ -242,6 +247,7 @@ impl Engine {
             Event::Suspended(sleeper) => self.suspend(sleeper),
             Event::Touched { run } => drop(self.touched.insert(run)),
             Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
+            Event::PutAside { run, job } => drop(self.aside.insert(run, job)),
             Event::Withdrawn { run, job, keys, priority } => self.withdraw(run, job, &keys, priority),
             Event::Checkpointed { run } => {
                 if self.probation.clear(run) {
@@ -384,8 +390,13 @@ impl Engine {
 
     /// Pending, executing and suspended runs of every job.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (JobNumber, [u64; 3])> + '_ {
-        self.lines.iter().map(|(job, line)| {
-            let mut counts = [line.pending, u64::from(line.executing), line.asleep];
+        let mut aside: BTreeMap<JobNumber, u64> = BTreeMap::new();
+        for job in self.aside.values() {
+            *aside.entry(*job).or_default() += 1;
+        }
+        self.lines.iter().map(move |(job, line)| {
+            let pending = line.pending + aside.get(job).copied().unwrap_or_default();
+            let mut counts = [pending, u64::from(line.executing), line.asleep];
             for executing in self.executing.values().filter(|executing| executing.job == *job && executing.ended) {
                 counts[1] -= 1;
                 match executing.next.as_deref() {
@@ -505,6 +516,9 @@ impl Engine {
 
     fn withdraw(&mut self, run: RunId, job: JobNumber, keys: &Keys, priority: i8) {
         self.touched.remove(&run);
+        if self.aside.remove(&run).is_some() {
+            return;
+        }
         if let Some(old) = self.successors.remove(&run)
             && let Some(executing) = self.executing.get_mut(&old)
         {

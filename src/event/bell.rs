@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::id::RunId;
+use crate::quietly::quietly;
 
 /// How a run ended, as far as the one who waits needs to know at once.
 #[derive(Debug, Clone)]
@@ -81,14 +82,18 @@ impl Bell {
         };
         for waiter in waiters {
             // One that has stopped waiting is not told.
-            let _ = waiter.sender.send((run, ended.clone()));
+            let ended = ended.clone();
+            quietly("who wakes a caller", || drop(waiter.sender.send((run, ended))));
         }
     }
 
     /// Tells everyone that no end will come any more.
     pub(crate) fn silence(&self) {
-        *self.waiting() = Waiting { silent: true, ..Waiting::default() };
+        let before = std::mem::replace(&mut *self.waiting(), Waiting { silent: true, ..Waiting::default() });
         self.count.store(0, Ordering::Release);
+        for waiter in before.runs.into_values().flatten() {
+            quietly("who wakes a caller", || drop(waiter));
+        }
     }
 
     fn forget(&self, asked: RunId) {

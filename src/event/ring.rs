@@ -19,6 +19,8 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
+use crate::quietly::quietly;
+
 /// Events that are dropped together, at most.
 const GROUP_EVENTS_MAX: usize = 1_024;
 
@@ -156,7 +158,7 @@ pub(crate) struct Wakers(Vec<Option<Waker>>);
 
 impl Wakers {
     pub(crate) fn wake(self) {
-        self.0.into_iter().flatten().for_each(Waker::wake);
+        self.0.into_iter().flatten().for_each(|waker| quietly("who wakes a listener", || waker.wake()));
     }
 }
 
@@ -318,9 +320,9 @@ impl<E: Buffered> Shared<E> {
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let wakers = state.waiting.take();
+        let wakers = Wakers(state.waiting.take());
         drop(state);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wakers.wake();
     }
 }
 

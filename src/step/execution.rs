@@ -17,6 +17,7 @@ use crate::hash::SeededMap;
 use crate::hooks::{Bug, Hooks};
 use crate::job::{ErrorKind, JobError, Retry};
 use crate::limits::{STEPS_BYTES_MAX, STEPS_MAX, SUSPEND_AFTER};
+use crate::quietly::quietly;
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted, Checkpoint, Line, News, Notes, NotesOf, Op, Settled, Suspension};
 use crate::store::read::{ReplayOutcome, ReplayStep};
@@ -491,7 +492,8 @@ impl Execution {
 
     pub(super) fn watch(&self) -> CancellationToken {
         self.watched.store(true, Ordering::Relaxed);
-        self.token().clone()
+        // One of its own: whoever cancels it cancels no run.
+        self.token().child_token()
     }
 
     /// Fires when the run is cancelled.
@@ -568,7 +570,7 @@ impl Execution {
 impl Parked {
     fn tell(&mut self) {
         self.told = true;
-        self.waker.wake_by_ref();
+        quietly("who wakes a step", || self.waker.wake_by_ref());
     }
 }
 

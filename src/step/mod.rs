@@ -414,7 +414,8 @@ impl Step {
     /// Fires when the runtime shuts down. The body goes on up to the shutdown's grace; what it does not finish is handed back
     /// and goes on after the next start.
     pub fn draining(&self) -> CancellationToken {
-        self.execution.means.draining.clone()
+        // One of its own: whoever cancels it drains nothing.
+        self.execution.means.draining.child_token()
     }
 
     /// The run's id.

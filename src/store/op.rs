@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::event::StepTold;
 use crate::id::RunId;
 use crate::limits::{LOG_BYTES_MAX, LOG_LINES_MAX};
+use crate::quietly::quietly;
 use crate::run::{Explanation, LogLevel, RunStatus};
 use crate::schedule::{Missed, Timetable};
 use crate::store::compact::Compaction;
@@ -56,7 +57,8 @@ impl<Q, A> Call<Q, A> {
         // Whoever hears the answer finds the room that this took.
         drop(_admitted);
         let decided = || answer.map_or(Err(Error::ShutDown), |answer| answer.map_err(|error| *error));
-        let _ = reply.send(failure.map_or_else(decided, Err));
+        let answer = failure.map_or_else(decided, Err);
+        quietly("who wakes a caller", || drop(reply.send(answer)));
     }
 }
 
@@ -88,6 +90,8 @@ pub(crate) enum Op {
     Stopped(RunId, Generation),
     /// Start no new run, or go on; answered when it is in force.
     Pause(Call<bool, ()>),
+    /// Start no new run any more, whatever is asked for from here on: the end is near.
+    Drain,
     /// Answered once no body is left.
     Quiet(Call<(), ()>),
     /// Start up to that many runs, if paused; answered with how many ended once none is left to start.
@@ -142,7 +146,8 @@ impl Op {
     /// Whether someone outside waits for this, rather than a body: outside callers get an error when the store stays away,
     /// bodies wait until it is back.
     pub(crate) fn is_from_outside(&self) -> bool {
-        let of_the_runtime = matches!(self, Op::Register(_) | Op::Quiet(_) | Op::Idle(_) | Op::Tick | Op::Close(_));
+        let of_the_runtime =
+            matches!(self, Op::Register(_) | Op::Drain | Op::Quiet(_) | Op::Idle(_) | Op::Tick | Op::Close(_));
         !of_the_runtime && !self.is_of_body()
     }
 
@@ -188,7 +193,7 @@ impl Op {
             Op::Stats(call) => call.settle(failure),
             Op::Compact(call) => call.settle(failure),
             Op::Close(call) => call.settle(failure),
-            Op::WaitOver(..) | Op::Stopped(..) | Op::Tick => {}
+            Op::WaitOver(..) | Op::Stopped(..) | Op::Drain | Op::Tick => {}
         }
     }
 }

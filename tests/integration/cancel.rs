@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use durably::{Durably, Error, RunFilter, RunStatus, Step};
+use durably::{Durably, Error, Health, Job, RunFilter, RunStatus, Step};
 
 use crate::support::{
     Count, Gate, OnDrop, echo, ended, failing, gated, job_with, memory, next_event, paused, run_of, within,
@@ -474,6 +474,29 @@ async fn a_cancelled_filter_covers_more_than_a_page() {
         jobs.batch_trigger(0..1_700).await.unwrap();
         assert_eq!(durably.cancel_where(RunFilter::new()).await.unwrap(), 1_700);
         assert_eq!(durably.run_until_idle(None).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_cancels_the_tokens_it_was_given_ends_nothing_but_its_own_watch() {
+    within(async {
+        let durably = memory().await;
+        let job = Job::new("job", |step: Step, n: u32| async move {
+            let (cancelled, draining) = (step.cancelled(), step.draining());
+            cancelled.cancel();
+            draining.cancel();
+            let items = step.map("items", 0..n).run(|item| async move { Ok(item) }).await?;
+            if items.len() == 1 { Err("no".into()) } else { Ok(items.iter().sum::<u32>()) }
+        });
+        let jobs = durably.register(job).unwrap();
+        assert_eq!(jobs.trigger(3).await.unwrap().output().await.unwrap(), 3);
+        let failed = jobs.trigger(1).await.unwrap().id();
+        ended(&durably, failed).await;
+        let run = run_of(&durably, failed).await;
+        assert_eq!((run.status, run.lease_generation), (RunStatus::Failed, 1));
+        assert_eq!(durably.health(), Health::Ok);
+        durably.start().await.unwrap();
     })
     .await;
 }

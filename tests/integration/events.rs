@@ -474,3 +474,36 @@ async fn what_a_body_awaits_can_read_at_once_when_it_is_woken() {
     })
     .await;
 }
+
+/// As an executor that is gone: whoever wakes it panics.
+struct Gone;
+
+impl Wake for Gone {
+    fn wake(self: Arc<Self>) {
+        panic!("nobody is there");
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_touches_nobody_else() {
+    within(async {
+        let durably = memory().await;
+        let gate = Gate::new();
+        let jobs = durably.register((gated("gated", &gate), echo("job"))).unwrap();
+        let run = jobs.0.trigger(1).await.unwrap();
+        gate.reached().await;
+        let gone = Waker::from(Arc::new(Gone));
+        let mut cx = Context::from_waker(&gone);
+        let mut events = durably.events();
+        let mut next = pin!(async { while events.next().await.is_some() {} });
+        let (mut output, mut answer) = (pin!(run.output()), pin!(async { jobs.1.trigger(1).await.map(drop) }));
+        assert!(next.as_mut().poll(&mut cx).is_pending());
+        assert!(output.as_mut().poll(&mut cx).is_pending());
+        assert!(answer.as_mut().poll(&mut cx).is_pending());
+        gate.open();
+        assert_eq!(jobs.1.trigger_and_wait(2).await.unwrap().output, 2);
+        durably.wait_for_run(run.id()).await.unwrap();
+        durably.shutdown().await.unwrap();
+    })
+    .await;
+}

@@ -127,6 +127,7 @@ async fn nothing_starts_while_draining_but_triggers_still_work() {
         let cancelled = jobs.trigger(2).await.unwrap();
         cancelled.cancel().await.unwrap();
         assert!(matches!(durably.start().await, Err(Error::ShutDown)));
+        assert!(matches!(durably.run_until_idle(None).await, Err(Error::ShutDown)));
         assert_eq!(run_of(&durably, executing).await.status, RunStatus::Leased);
         gate.open();
         shutting.await.unwrap().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use durably::{Error, ErrorKind, EventKind, Job, Received, RunFilter, RunStatus, Step};
+use durably::{Durably, Error, ErrorKind, EventKind, Job, Received, RunFilter, RunStatus, Step};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -146,6 +146,7 @@ async fn an_undecodable_stored_input_leaves_the_run_pending_and_reported_until_t
     let blocked = run_of(&durably, run).await;
     assert_eq!((blocked.status, blocked.recoveries), (RunStatus::Pending, 0));
     assert!(blocked.blocked.as_deref().is_some_and(|reason| reason.contains("decoded")), "{blocked:?}");
+    assert_eq!(counts(&durably).await, [1, 0]);
     // It stands in nobody's way: neither its key nor a slot is held.
     within(other.trigger_and_wait(1).concurrency_key("key")).await.expect("completes");
     assert_eq!(run_of(&durably, run).await.status, RunStatus::Pending);
@@ -179,6 +180,14 @@ async fn a_blocked_run_can_be_cancelled_and_is_told_by_its_own_stream() {
     })
     .await;
     assert_eq!(run_of(&durably, run).await.status, RunStatus::Cancelled);
+    assert_eq!(counts(&durably).await, [0, 1]);
+}
+
+/// Pending and cancelled runs of the job `job`.
+async fn counts(durably: &Durably) -> [u64; 2] {
+    let stats = durably.stats().await.expect("counts");
+    let job = stats.jobs.iter().find(|job| job.name == "job").expect("is registered");
+    [RunStatus::Pending, RunStatus::Cancelled].map(|status| job.count(status))
 }
 
 #[tokio::test]

@@ -334,6 +334,23 @@ fn an_allowance_is_not_used_up_by_a_commit_that_was_lost() {
 }
 
 #[test]
+fn nothing_starts_before_the_end_whatever_is_asked_for_and_whatever_fails() {
+    let world = World::new();
+    world.register(&[("a", 1)]);
+    let executing = world.trigger(new("1")).expect("triggers").run;
+    world.trigger(new("2")).expect("triggers");
+    assert_eq!(world.starts(), [(executing, 1)]);
+    world.store.send(Op::Drain);
+    let idle = world.store.submit(Op::Idle, None, Default::default());
+    world.ask(Op::Pause, false).expect("is answered");
+    world.disk.plan(Plan { at: 0, fails: Fails::Before, opens: None });
+    assert_eq!(world.complete(executing, 1), Accepted::Recorded);
+    world.disk.plan(None);
+    assert_eq!(world.starts(), []);
+    assert_eq!(futures::executor::block_on(idle.answer()).expect("answers"), 1);
+}
+
+#[test]
 fn a_row_that_cannot_be_read_is_its_callers_answer_and_nobody_elses() {
     use crate::codec::keys;
     use crate::store::stage::Stage;

@@ -56,6 +56,9 @@ impl Writer {
     /// A run whose rows can't be read is not started and not ended either: its rows stay as they are.
     fn pass_over(&mut self, turn: &mut Turn<'_>, claim: &Claim, reason: &str) {
         tracing::error!(run = %claim.run, reason, "a run can't be started");
+        if let Some(job) = self.engine.job_of(claim.run) {
+            self.tell_engine(turn, EngineEvent::PutAside { run: claim.run, job });
+        }
         self.tell_engine(turn, EngineEvent::Ended { run: claim.run });
         self.tell_engine(turn, EngineEvent::Stopped { run: claim.run, generation: claim.generation });
     }
@@ -379,9 +382,11 @@ impl Writer {
         };
         turn.tell(&body.subject, What::Kind(Box::new(kind)));
         self.tell_engine(turn, EngineEvent::Yielded { run });
-        if !line.blocked {
-            self.tell_engine(turn, EngineEvent::Queued(super::triggers::queued(run, &line)));
-        }
+        let next = match line.blocked {
+            true => EngineEvent::PutAside { run, job: line.job },
+            false => EngineEvent::Queued(super::triggers::queued(run, &line)),
+        };
+        self.tell_engine(turn, next);
     }
 
     /// A body is really gone: key and slot are free.

@@ -228,6 +228,8 @@ pub(crate) struct Writer {
     ended: u64,
     /// Start no new run.
     paused: bool,
+    /// Nor is that taken back.
+    draining: bool,
     /// Runs are started for [`Op::Idle`] all the same: so many more, or any number.
     working_off: bool,
     allowance: Option<u64>,
@@ -281,6 +283,7 @@ impl Writer {
             schedules: schedules::Schedules::default(),
             ended: 0,
             paused: config.paused,
+            draining: false,
             working_off: false,
             allowance: None,
             starts_left: false,
@@ -314,6 +317,16 @@ impl Writer {
 
     /// Works until it is told to close.
     pub(crate) fn run(mut self) {
+        match catch_unwind(AssertUnwindSafe(|| self.work())) {
+            Ok(()) => self.close(),
+            Err(panic) => {
+                std::mem::forget(panic);
+                self.abandon();
+            }
+        }
+    }
+
+    fn work(&mut self) {
         let (inbox, mut linger) = (self.inbox.clone(), Linger::default());
         let mut look = Look::on(std::thread::available_parallelism().map_or(1, usize::from));
         loop {
@@ -328,9 +341,20 @@ impl Writer {
             }
             linger.took(self.pending.len(), self.pending.iter().filter(|op| op.is_from_outside()).count());
             if self.step(Some(Duration::ZERO)) {
-                return self.close();
+                return;
             }
         }
+    }
+
+    /// Ends without a word to the file, so that nobody waits for a writer that is no more: what executes is found as crashed by the
+    /// next start.
+    fn abandon(mut self) {
+        tracing::error!("the writer panicked, which is a fault of the library's; the runtime is at its end");
+        self.publisher.condition.set_degraded(true);
+        let left = self.inbox.close();
+        left.into_iter().chain(self.pending.drain(..)).for_each(|op| op.settle(Some(Error::ShutDown)));
+        self.publisher.events.close();
+        self.publisher.bell.silence();
     }
 
     /// One group: waits for the first operation up to `timeout`, then does all that can be done at once. Says whether it is
@@ -554,10 +578,12 @@ impl Writer {
             Op::Notes(call) => call.decide(Ok(self.notes(turn, &call.request)?)),
             Op::Stopped(run, generation) => self.stopped(turn, *run, *generation),
             Op::Pause(call) => {
-                // Also ends the working off of a queue: a stop, or a shutdown, starts nothing more.
-                (self.paused, self.working_off, self.allowance) = (call.request, false, None);
-                self.tell_engine(turn, EngineEvent::Paused(self.paused));
+                self.pause(turn, call.request);
                 call.decide(Ok(()));
+            }
+            Op::Drain => {
+                self.draining = true;
+                self.pause(turn, true);
             }
             Op::Idle(call) => self.work_off(turn, call.request),
             Op::Explain(call) => call.decide(self.explain(turn, call.request)?),
@@ -583,9 +609,15 @@ impl Writer {
         self.spare = done.into_spare();
     }
 
+    /// Starts no new run, or goes on. Also ends the working off of a queue: a stop, or a shutdown, starts nothing more.
+    fn pause(&mut self, turn: &mut Turn<'_>, paused: bool) {
+        (self.paused, self.working_off, self.allowance) = (paused || self.draining, false, None);
+        self.tell_engine(turn, EngineEvent::Paused(self.paused));
+    }
+
     /// Starts runs for [`Op::Idle`] though the runtime is paused.
     fn work_off(&mut self, turn: &mut Turn<'_>, limit: Option<u64>) {
-        if self.paused {
+        if self.paused && !self.draining {
             self.allowance = limit;
             self.working_off = true;
             self.tell_engine(turn, EngineEvent::Paused(false));
