@@ -32,7 +32,7 @@ use table::Table;
 
 const USAGE: &str =
     "usage: workloads [--json] [--only W1,W3] [--quick] [--turnover RUNS] [--dir PATH] [--any-file-system]
-workloads: W1 W2 W3 W4 W5 W6 W6b W7 W8 keyed growth soak beside";
+workloads: W1 W2 W3 W4 W5 W6 W6b W7 W7b W8 keyed growth soak beside";
 
 fn main() {
     support::refuse_other_builds();

@@ -51,6 +51,7 @@ struct Life(Arc<Core>);
 impl Drop for Life {
     fn drop(&mut self) {
         self.0.crash();
+        self.0.registry.close();
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Definition, Job, JobHandle, Payload};
 use crate::durably::Core;
 use crate::error::Error;
+use crate::quietly::quietly;
 use crate::store::op::{Admitted, JobSpec, Op};
 
 /// What can be registered: a job, or a tuple of up to eight.
@@ -103,6 +104,14 @@ impl Registry {
     #[cfg(feature = "testing")]
     pub(crate) fn all(&self) -> Vec<Arc<Definition>> {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Lets go of all of them at the end: their bodies may hold handles, which hold the runtime.
+    pub(crate) fn close(&self) {
+        let definitions = std::mem::take(&mut *self.by_name.lock().unwrap_or_else(PoisonError::into_inner));
+        for definition in definitions.into_values() {
+            quietly("what a job's body holds", || drop(definition));
+        }
     }
 
     /// Takes all of them up or none.

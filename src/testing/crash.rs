@@ -95,7 +95,8 @@ pub struct CrashReport {
     pub commits: usize,
     /// Runs that were cut off, and ended all the same.
     pub trials: usize,
-    /// Executions of the run's body in all of them.
+    /// Executions of the run's body in all of them; of one that [went on as another](crate::Step::continue_as_new), those of the
+    /// last.
     pub executions: u64,
 }
 
@@ -413,7 +414,7 @@ pub struct NotCrashSafe {
 }
 
 impl NotCrashSafe {
-    /// The commit that was next or last when it crashed, from 1 after the trigger.
+    /// The commit that was next or last when it crashed, from 1, which is the trigger's.
     pub fn commit(&self) -> Option<usize> {
         self.at.as_ref().map(|at| at.commit)
     }

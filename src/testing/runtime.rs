@@ -37,7 +37,8 @@ type Setup = Arc<dyn Fn(Builder) -> Builder + Send + Sync>;
 /// sleep wake, delayed ones start, what is tried again is tried. Nothing waits in real time, under any flavour of tokio
 /// runtime, whether or not its own clock is paused. Every pause suspends its run, also a short one for which a run stays in
 /// memory elsewhere, so a test sees whether the body can be replayed. Time that code asks others for (`tokio::time`,
-/// `SystemTime::now`), the timeouts of waits outside of bodies and the grace of a shutdown are real time.
+/// `SystemTime::now`), the timeouts of waits outside of bodies, the grace of a shutdown, and the 20 ms in which a map gathers
+/// what its items gave are real time.
 ///
 /// ```
 /// use durably::testing::TestRuntime;
@@ -309,7 +310,8 @@ impl TestRuntime {
     }
 
     /// The next tries of a step fail with this, without a call of its body. `step` is a step's key, of whatever job, or the
-    /// name of a loop's keys: `sync` is every `sync[..]`. Of several rules for a step, the newest goes first.
+    /// name of a loop's keys: `sync` is every `sync[..]`. Of several rules for a step, the newest goes first. As all rules about
+    /// steps this is of those that [`Step::run`](crate::Step::run) and its like call: items of a map are none.
     ///
     /// ```
     /// # use durably::testing::{TestRuntime, times};
@@ -607,7 +609,7 @@ pub enum Stuck {
         /// What its steps wait for, in words.
         waits: Vec<String>,
     },
-    /// Something of it was due a hundred thousand times.
+    /// The runtime had something due a hundred thousand times, of this run or of others, and it did not end.
     #[error("run {run} does not end")]
     Endless {
         /// The run.

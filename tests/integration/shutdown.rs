@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use durably::{Durably, Error, Health, RunFilter, RunStatus, Step, Timestamp};
+use durably::{Durably, Error, Health, Job, RunFilter, RunStatus, Step, Timestamp};
 
 use crate::support::{Count, Gate, OnDrop, TempFile, echo, gated, job_with, memory, paused, run_of, within};
 
@@ -263,6 +263,29 @@ async fn a_shutdown_at_rest_is_at_once_and_the_file_is_free() {
             let durably = file.open_with(Durably::builder().lock_wait(Duration::ZERO)).await;
             durably.register(echo("job")).unwrap().trigger_and_wait(1).await.unwrap();
             durably.shutdown().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_bodies_hold_goes_with_the_runtime_though_it_is_a_handle_of_the_runtimes() {
+    within(async {
+        let held = std::sync::Arc::new(());
+        let durably = memory().await;
+        let child = durably.register(echo("child")).unwrap();
+        let (captured, child) = (held.clone(), child.clone());
+        let parent = Job::new("parent", move |step: Step, n: u32| {
+            let (_captured, child) = (captured.clone(), child.clone());
+            async move { step.call("child", &child, n).await }
+        });
+        let parent = durably.register(parent).unwrap();
+        assert_eq!(parent.trigger(3).await.unwrap().output().await.unwrap(), 3);
+        durably.shutdown().await.unwrap();
+        drop((durably, parent));
+        // Its actors end by themselves.
+        while std::sync::Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
         }
     })
     .await;
