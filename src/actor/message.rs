@@ -91,7 +91,8 @@ pub type Reply<T> = RpcReplyPort<Result<T, Error>>;
 pub enum SupervisorMsg {
     /// Create a run.
     Trigger(TriggerRequest, Reply<TriggerReply>),
-    /// Create many runs of one or several jobs, all or none.
+    /// Create many runs of one or several jobs, all or none; at most as many as
+    /// [`JobHandle::batch_trigger`](crate::JobHandle::batch_trigger) takes.
     BatchTrigger(Vec<TriggerRequest>, Reply<Vec<TriggerReply>>),
     /// Cancel a run.
     Cancel(RunId, Reply<()>),

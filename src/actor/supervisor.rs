@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
 use crate::store::op::{Change, NewRun, Op, Part, ThrottleChange, Triggered};
-use crate::trigger::WaitForRun;
+use crate::trigger::{WaitForRun, batch};
 
 /// What a write takes of the room for bytes, at least.
 const WRITE_BYTES_MIN: usize = 64;
@@ -167,11 +167,15 @@ impl Supervisor {
     fn serve(&self, message: SupervisorMsg) {
         let core = self.core.clone();
         match message {
-            SupervisorMsg::Trigger(request, reply) => self.trigger(vec![request], move |answer| {
-                send(reply, answer.and_then(|mut replies| replies.pop().ok_or(Error::ShutDown)));
-            }),
+            SupervisorMsg::Trigger(request, reply) => {
+                let run = self.build(request);
+                self.trigger(run.map(|run| vec![run]), move |answer| {
+                    send(reply, answer.and_then(|mut replies| replies.pop().ok_or(Error::ShutDown)));
+                });
+            }
             SupervisorMsg::BatchTrigger(requests, reply) => {
-                self.trigger(requests, move |answer| send(reply, answer));
+                let runs = batch::gather(requests.into_iter(), |request| self.build(request));
+                self.trigger(runs, move |answer| send(reply, answer));
             }
             SupervisorMsg::Cancel(run, reply) => self.write(reply, async move { core.cancel(run).await }),
             SupervisorMsg::CancelWhere(filter, reply) => {
@@ -281,18 +285,18 @@ impl Supervisor {
         self.write(reply, async move { core.throttle(of, change).await });
     }
 
-    /// Checks and admits a trigger here, so that one that is refused holds nothing.
+    /// Checks a trigger.
+    fn build(&self, request: TriggerRequest) -> Result<NewRun, Error> {
+        self.core.build_json(&request.job, &request.input, request.options, None)
+    }
+
+    /// Admits what was checked, here, so that what is refused holds nothing.
     fn trigger(
         &self,
-        requests: Vec<TriggerRequest>,
+        checked: Result<Vec<NewRun>, Error>,
         answer: impl FnOnce(Result<Vec<TriggerReply>, Error>) + Send + 'static,
     ) {
-        let one = requests.len() == 1;
-        let built = requests.into_iter().enumerate().map(|(at, request)| {
-            let run = self.core.build_json(&request.job, &request.input, request.options, None);
-            run.map_err(|error| if one { error } else { error.at_index(at) })
-        });
-        let runs: Vec<NewRun> = match built.collect() {
+        let runs = match checked {
             Ok(runs) => runs,
             Err(error) => return answer(Err(error)),
         };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use durably::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PAYLOAD_BYTES_DEFAULT};
 use durably::{
     Disposition, Durably, Error, Events, Health, Job, Reply, Run, RunEvents, RunFilter, RunStatus, Step, SupervisorMsg,
     Timestamp, TriggerRequest,
@@ -10,7 +11,9 @@ use ractor::rpc::CallResult;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde_json::json;
 
-use crate::support::{Gate, TempFile, echo, ended, failing, gated, job_with, memory, paused, run_of, within};
+use crate::support::{
+    Gate, TempFile, echo, ended, failing, gated, job_with, memory, paused, run_of, within, within_minutes,
+};
 
 /// Asks the supervisor and gives its answer.
 async fn ask<T: std::fmt::Debug + Send + 'static>(
@@ -181,6 +184,27 @@ async fn every_message_does_what_its_method_does() {
         let mut replay: Events =
             ask(&actor, |port| SupervisorMsg::Events(Some(told.sequence - 1), port)).await.unwrap();
         assert_eq!(replay.next().await.unwrap().event(), Some(&told));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_by_message_has_the_limits_of_a_batch() {
+    within_minutes(async {
+        let durably = paused().await;
+        let length = Job::new("length", |_: Step, input: String| async move { Ok(input.len()) });
+        durably.register((echo("job"), length)).unwrap();
+        let actor = durably.actor_ref().unwrap();
+        let items: Vec<_> = (0..=BATCH_ITEMS_MAX).map(|n| TriggerRequest::new("job", json!(n))).collect();
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(items, port)).await;
+        let Err(Error::TooMany { count, count_max, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!((count, count_max), (100_001, BATCH_ITEMS_MAX));
+        let text = "a".repeat(PAYLOAD_BYTES_DEFAULT - 2);
+        let items: Vec<_> = (0..64).map(|_| TriggerRequest::new("length", json!(text))).collect();
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(items, port)).await;
+        let Err(Error::TooLarge { what: "batch", bytes, bytes_max }) = refused else { panic!("{refused:?}") };
+        assert_eq!((bytes, bytes_max), (64 * (PAYLOAD_BYTES_DEFAULT + 256), BATCH_BYTES_MAX));
+        assert_eq!(durably.get_runs(RunFilter::new()).await.unwrap(), []);
     })
     .await;
 }
