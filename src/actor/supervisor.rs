@@ -175,7 +175,7 @@ impl Supervisor {
             }
             SupervisorMsg::BatchTrigger(requests, reply) => {
                 let runs = batch::gather(requests.into_iter(), |request| self.build(request));
-                self.trigger(runs, move |answer| send(reply, answer));
+                self.trigger(runs, move |answer| send(reply, answer.map_err(batch::named)));
             }
             SupervisorMsg::Cancel(run, reply) => self.write(reply, async move { core.cancel(run).await }),
             SupervisorMsg::CancelWhere(filter, reply) => {

@@ -17,7 +17,7 @@ pub(crate) async fn trigger<I: Payload, O: Payload>(
     if runs.is_empty() {
         return Ok(Vec::new());
     }
-    let triggered = send(&handle.core, runs, true).await?;
+    let triggered = send(&handle.core, runs, true).await.map_err(named)?;
     Ok(triggered.into_iter().map(|triggered| RunHandle::new(handle.core.clone(), triggered)).collect())
 }
 
@@ -37,4 +37,13 @@ pub(crate) fn gather<T>(
         runs.push(run);
     }
     Ok(runs)
+}
+
+/// What the writer refuses an item with, naming the item. It does so itself only where there are several: a trigger by itself is
+/// one item as well.
+pub(crate) fn named(error: Error) -> Error {
+    match error {
+        Error::KeyConflict { .. } | Error::QueueFull { .. } | Error::IdempotencyMismatch { .. } => error.at_index(0),
+        of_all => of_all,
+    }
 }

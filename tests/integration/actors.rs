@@ -135,8 +135,15 @@ async fn every_message_does_what_its_method_does() {
         assert!(matches!(refused, Err(Error::Item { index: 1, .. })), "{refused:?}");
         assert_eq!(ask(&actor, |port| SupervisorMsg::BatchTrigger(Vec::new(), port)).await.unwrap(), []);
         let unknown = TriggerRequest::new("unknown", json!(1));
-        let unknown = ask(&actor, |port| SupervisorMsg::Trigger(unknown, port)).await;
-        assert!(matches!(unknown, Err(Error::JobNotFound { .. })));
+        let changed = TriggerRequest::new("job", json!(2)).idempotency_key("i").reject_changed_input();
+        for request in [unknown, changed] {
+            let only = vec![request.clone()];
+            let only = ask(&actor, |port| SupervisorMsg::BatchTrigger(only, port)).await;
+            assert!(matches!(only, Err(Error::Item { index: 0, .. })), "{only:?}");
+            let alone = ask(&actor, |port| SupervisorMsg::Trigger(request, port)).await;
+            let bare = matches!(alone, Err(Error::JobNotFound { .. } | Error::IdempotencyMismatch { .. }));
+            assert!(bare, "{alone:?}");
+        }
 
         assert_eq!(ask(&actor, |port| SupervisorMsg::RunUntilIdle(None, port)).await.unwrap(), 3);
         let runs = ask(&actor, |port| SupervisorMsg::GetRuns(RunFilter::new(), port)).await.unwrap();
