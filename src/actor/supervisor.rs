@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::bodies::Gates;
 use super::job::{JobActor, JobMsg};
 use super::key::{KeyActor, KeyMsg};
 use super::message::{Internal, Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+use super::run::panicked;
 use super::settle;
 use crate::durably::{Core, JobInfo};
 use crate::engine::{JobNumber, KeyName, Keys};
@@ -285,9 +287,17 @@ impl Supervisor {
         self.write(reply, async move { core.throttle(of, change).await });
     }
 
-    /// Checks a trigger.
+    /// Checks a trigger. That reads its input with code of the user's, and a panic there is not to end this actor.
     fn build(&self, request: TriggerRequest) -> Result<NewRun, Error> {
-        self.core.build_json(&request.job, &request.input, request.options, None)
+        let TriggerRequest { job, input, options } = request;
+        let built = catch_unwind(AssertUnwindSafe(|| self.core.build_json(&job, &input, options, None)));
+        built.unwrap_or_else(|panic| {
+            Err(Error::InvalidInput {
+                path: String::new(),
+                rule: "type".into(),
+                message: format!("reading it panics: {}", panicked(&*panic)),
+            })
+        })
     }
 
     /// Admits what was checked, here, so that what is refused holds nothing.

@@ -291,7 +291,7 @@ impl<'de> serde::Deserialize<'de> for Explosive {
 }
 
 #[tokio::test]
-async fn user_code_that_panics_in_the_supervisor_touches_no_running_body() {
+async fn a_panic_where_an_input_is_read_refuses_the_trigger_and_touches_nothing_else() {
     within(async {
         let durably = memory().await;
         let gate = Gate::new();
@@ -300,10 +300,16 @@ async fn user_code_that_panics_in_the_supervisor_touches_no_running_body() {
         let run = jobs.trigger(1).concurrency_key("k").await.unwrap();
         gate.reached().await;
         let waiting = jobs.trigger(2).concurrency_key("k").await.unwrap();
-        let before = durably.actor_ref().unwrap();
-        let request = TriggerRequest::new("explosive", json!(null));
-        let answer = before.call(|port| SupervisorMsg::Trigger(request, port), None).await;
-        assert!(!matches!(answer, Ok(CallResult::Success(Ok(_)))), "{answer:?}");
+        let actor = durably.actor_ref().unwrap();
+        let request = || TriggerRequest::new("explosive", json!(null));
+        let refused = ask(&actor, |port| SupervisorMsg::Trigger(request(), port)).await;
+        let Err(Error::InvalidInput { message, .. }) = &refused else { panic!("{refused:?}") };
+        assert_eq!(message, "reading it panics: in deserialize");
+        let batch = vec![TriggerRequest::new("job", json!(9)), request()];
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(batch, port)).await;
+        assert!(matches!(refused, Err(Error::Item { index: 1, .. })), "{refused:?}");
+        // By the same actor, which is still there.
+        assert_eq!(ask(&actor, SupervisorMsg::Health).await.unwrap(), Health::Ok);
         gate.open();
         assert_eq!(run.output().await.unwrap(), 1);
         assert_eq!(waiting.output().await.unwrap(), 2);
