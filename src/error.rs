@@ -197,7 +197,7 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Stored JSON does not fit the type.
+    /// Stored JSON does not fit the type, or there is none.
     #[error("{what} does not fit{}: {message}", place(.path))]
     Decode {
         /// What was decoded: `output`, `input`.
@@ -302,6 +302,11 @@ impl Error {
 
     pub(crate) fn decode(what: &'static str, error: DecodeError) -> Self {
         Error::Decode { what, path: error.path, message: error.message }
+    }
+
+    /// There is nothing to be decoded. That is no null, which some types take.
+    pub(crate) fn absent(what: &'static str, message: &str) -> Self {
+        Error::Decode { what, path: String::new(), message: message.to_owned() }
     }
 
     /// The same refusal, naming the item of a batch.
