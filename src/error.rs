@@ -185,7 +185,7 @@ pub enum Error {
         /// The run that was to be waited for.
         run: RunId,
     },
-    /// A signal's value can't be stored as JSON.
+    /// A signal's value can't be stored as JSON and read back.
     #[error("signal can't be stored: {message}")]
     InvalidSignal {
         /// What is wrong.
