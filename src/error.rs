@@ -159,7 +159,7 @@ pub enum Error {
     /// with the same idempotency key, or read.
     #[error("outcome unknown: the file failed during the commit and did not come back in time")]
     Indeterminate,
-    /// The run that was waited for failed.
+    /// The run that was waited for failed. A body that fails with this by `?` fails with the chain of that run's error too.
     #[error("run failed: {}", .run.error.as_ref().map_or("unknown error", |error| &error.message))]
     RunFailed {
         /// The run.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use durably::{Disposition, Durably, Error, JobHandle, Run, RunFilter, RunId, Step};
+use durably::{Disposition, Durably, Error, Job, JobError, JobHandle, Run, RunFilter, RunId, Step};
 
 use crate::support::{Gate, echo, ended, failing, gated, job_with, memory, paused, within};
 
@@ -205,6 +205,24 @@ async fn an_output_that_is_not_there_is_no_null() {
         let record = run.get().await.unwrap();
         record.output_as::<()>().expect("is null");
         assert_eq!(record.output_as::<Option<u32>>().unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_fails_with_a_run_it_waited_for_has_the_chain_of_that_ones_error() {
+    within(async {
+        let durably = memory().await;
+        let child = Job::new("child", |_: Step, input: u32| async move {
+            Err::<u32, _>(JobError::msg(format!("disk {input}")).context("reading"))
+        });
+        let child = durably.register(child).unwrap();
+        let parent = job_with("parent", child, |_: Step, input, child: JobHandle<u32, u32>| async move {
+            Ok(child.trigger_and_wait(input).await?.output)
+        });
+        let run = durably.register(parent).unwrap().trigger(7).await.unwrap();
+        let error = ended(&durably, run.id()).await.error.unwrap();
+        assert_eq!((error.message.as_str(), error.chain), ("run failed: reading", vec!["disk 7".to_owned()]));
     })
     .await;
 }
