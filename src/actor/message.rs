@@ -139,7 +139,7 @@ pub enum SupervisorMsg {
     GetSteps(RunId, Reply<Vec<StepInfo>>),
     /// The log lines of a run.
     GetLogs(RunId, Reply<Vec<LogLine>>),
-    /// Wait for a run to complete, up to a timeout.
+    /// Wait for a run to complete, up to a timeout, and for as long as somebody waits for the answer.
     Wait(RunId, Option<Duration>, Reply<Run>),
     /// A stream of one run's events, snapshot first.
     Subscribe(RunId, Reply<RunEvents>),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::bodies::Gates;
 use super::job::{JobActor, JobMsg};
@@ -27,6 +28,8 @@ use crate::trigger::{WaitForRun, batch};
 
 /// What a write takes of the room for bytes, at least.
 const WRITE_BYTES_MIN: usize = 64;
+/// How long a port may have been closed before a request that waits notices.
+const LOOK_AT_PORT_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Supervisor {
     pub(super) core: Arc<Core>,
@@ -232,7 +235,7 @@ impl Supervisor {
             }
             SupervisorMsg::GetSteps(run, reply) => self.spawn(reply, async move { core.store.get_steps(run).await }),
             SupervisorMsg::GetLogs(run, reply) => self.spawn(reply, async move { core.store.get_logs(run).await }),
-            SupervisorMsg::Wait(run, timeout, reply) => self.spawn(reply, async move {
+            SupervisorMsg::Wait(run, timeout, reply) => self.spawn_while_asked(reply, async move {
                 let wait = WaitForRun::new(core, run);
                 match timeout {
                     Some(timeout) => wait.timeout(timeout).await,
@@ -334,12 +337,43 @@ impl Supervisor {
 
     /// Serves a request in a task, if one more may be under way.
     fn spawn<T: Send + 'static>(&self, reply: Reply<T>, work: impl Future<Output = Result<T, Error>> + Send + 'static) {
-        match self.core.requests.clone().try_acquire_owned() {
-            Ok(permit) => drop(tokio::spawn(async move {
+        if let Some((reply, permit)) = self.place(reply) {
+            tokio::spawn(async move {
                 send(reply, work.await);
                 drop(permit);
-            })),
-            Err(_) => send(reply, Err(Error::Overloaded { waited: Duration::ZERO })),
+            });
+        }
+    }
+
+    /// The same for what may take for ever and changes nothing: it ends once nobody waits for its answer any more.
+    fn spawn_while_asked<T: Send + 'static>(
+        &self,
+        reply: Reply<T>,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) {
+        if let Some((reply, permit)) = self.place(reply) {
+            tokio::spawn(async move {
+                let answer = tokio::select! {
+                    biased;
+                    answer = work => Some(answer),
+                    () = abandoned(&reply) => None,
+                };
+                if let Some(answer) = answer {
+                    send(reply, answer);
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    /// A place among the requests that are under way; where there is none, the port is told so.
+    fn place<T>(&self, reply: Reply<T>) -> Option<(Reply<T>, OwnedSemaphorePermit)> {
+        match self.core.requests.clone().try_acquire_owned() {
+            Ok(permit) => Some((reply, permit)),
+            Err(_) => {
+                send(reply, Err(Error::Overloaded { waited: Duration::ZERO }));
+                None
+            }
         }
     }
 }
@@ -356,6 +390,13 @@ fn retire(routes: &mut Routes, key: &KeyName, seen: u64) {
 fn told(triggered: Triggered) -> TriggerReply {
     let Triggered { run, disposition, status, input_differs } = triggered;
     TriggerReply { run, disposition, status, input_differs }
+}
+
+/// Resolves once nobody waits on a port any more. A port tells nobody of that, so it is looked at now and then.
+async fn abandoned<T>(reply: &Reply<T>) {
+    while !reply.is_closed() {
+        tokio::time::sleep(LOOK_AT_PORT_AFTER).await;
+    }
 }
 
 /// Answers a port; one that nobody waits on is not answered.
