@@ -159,7 +159,7 @@ pub enum Error {
     /// with the same idempotency key, or read.
     #[error("outcome unknown: the file failed during the commit and did not come back in time")]
     Indeterminate,
-    /// The run that was waited for failed.
+    /// The run that was waited for failed. A body that fails with this by `?` fails with the chain of that run's error too.
     #[error("run failed: {}", .run.error.as_ref().map_or("unknown error", |error| &error.message))]
     RunFailed {
         /// The run.
@@ -185,7 +185,7 @@ pub enum Error {
         /// The run that was to be waited for.
         run: RunId,
     },
-    /// A signal's value can't be stored as JSON.
+    /// A signal's value can't be stored as JSON and read back.
     #[error("signal can't be stored: {message}")]
     InvalidSignal {
         /// What is wrong.
@@ -197,7 +197,7 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Stored JSON does not fit the type.
+    /// Stored JSON does not fit the type, or there is none.
     #[error("{what} does not fit{}: {message}", place(.path))]
     Decode {
         /// What was decoded: `output`, `input`.
@@ -302,6 +302,11 @@ impl Error {
 
     pub(crate) fn decode(what: &'static str, error: DecodeError) -> Self {
         Error::Decode { what, path: error.path, message: error.message }
+    }
+
+    /// There is nothing to be decoded. That is no null, which some types take.
+    pub(crate) fn absent(what: &'static str, message: &str) -> Self {
+        Error::Decode { what, path: String::new(), message: message.to_owned() }
     }
 
     /// The same refusal, naming the item of a batch.

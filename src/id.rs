@@ -85,6 +85,10 @@ impl FromStr for RunId {
     type Err = ParseRunIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // 26 characters have 130 bits. With a first one above 7 the uppermost would be lost, and the text be another run's id.
+        if text.as_bytes().first().is_some_and(|first| *first > b'7') {
+            return Err(ParseRunIdError(()));
+        }
         let id = Ulid::from_string(text).map_err(|_| ParseRunIdError(()))?;
         Ok(RunId(id.to_bytes()))
     }
@@ -206,5 +210,18 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!("not-an-id".parse::<RunId>().is_err());
         assert!("".parse::<RunId>().is_err());
+    }
+
+    #[test]
+    fn a_text_is_the_id_of_one_run_at_most() {
+        let text = RunId::numbered(u128::MAX >> 3).to_string();
+        assert_eq!(text, "0ZZZZZZZZZZZZZZZZZZZZZZZZZ");
+        let ids: std::collections::BTreeSet<RunId> =
+            "01234567".chars().map(|first| format!("{first}{}", &text[1..]).parse().unwrap()).collect();
+        assert_eq!((ids.len(), ids.last()), (8, Some(&RunId::MAX)));
+        for first in "89ABCDEFGHJKMNPQRSTVWXYZagrz".chars() {
+            assert!(format!("{first}{}", &text[1..]).parse::<RunId>().is_err(), "{first}");
+        }
+        assert_eq!(RunId::MAX.to_string().to_lowercase().parse(), Ok(RunId::MAX));
     }
 }

@@ -91,7 +91,8 @@ pub type Reply<T> = RpcReplyPort<Result<T, Error>>;
 pub enum SupervisorMsg {
     /// Create a run.
     Trigger(TriggerRequest, Reply<TriggerReply>),
-    /// Create many runs of one or several jobs, all or none.
+    /// Create many runs of one or several jobs, all or none; at most as many as
+    /// [`JobHandle::batch_trigger`](crate::JobHandle::batch_trigger) takes.
     BatchTrigger(Vec<TriggerRequest>, Reply<Vec<TriggerReply>>),
     /// Cancel a run.
     Cancel(RunId, Reply<()>),
@@ -138,7 +139,7 @@ pub enum SupervisorMsg {
     GetSteps(RunId, Reply<Vec<StepInfo>>),
     /// The log lines of a run.
     GetLogs(RunId, Reply<Vec<LogLine>>),
-    /// Wait for a run to complete, up to a timeout.
+    /// Wait for a run to complete, up to a timeout, and for as long as somebody waits for the answer.
     Wait(RunId, Option<Duration>, Reply<Run>),
     /// A stream of one run's events, snapshot first.
     Subscribe(RunId, Reply<RunEvents>),

@@ -325,7 +325,7 @@ fn is_due(timer: &mut Option<Timer>, cx: &mut Context<'_>) -> bool {
 }
 
 /// A panic as the error it ends its run with.
-fn panicked(panic: &(dyn Any + Send)) -> JobError {
+pub(super) fn panicked(panic: &(dyn Any + Send)) -> JobError {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     JobError::of_kind(ErrorKind::Panic, text.unwrap_or("a panic without a message").to_owned())
 }

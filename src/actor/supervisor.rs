@@ -5,15 +5,18 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::bodies::Gates;
 use super::job::{JobActor, JobMsg};
 use super::key::{KeyActor, KeyMsg};
 use super::message::{Internal, Reply, SupervisorMsg, TriggerReply, TriggerRequest};
+use super::run::panicked;
 use super::settle;
 use crate::durably::{Core, JobInfo};
 use crate::engine::{JobNumber, KeyName, Keys};
@@ -21,10 +24,12 @@ use crate::error::Error;
 use crate::event::{Events, RunEvents};
 use crate::id::RunId;
 use crate::store::op::{Change, NewRun, Op, Part, ThrottleChange, Triggered};
-use crate::trigger::WaitForRun;
+use crate::trigger::{WaitForRun, batch};
 
 /// What a write takes of the room for bytes, at least.
 const WRITE_BYTES_MIN: usize = 64;
+/// How long a port may have been closed before a request that waits notices.
+const LOOK_AT_PORT_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Supervisor {
     pub(super) core: Arc<Core>,
@@ -167,11 +172,15 @@ impl Supervisor {
     fn serve(&self, message: SupervisorMsg) {
         let core = self.core.clone();
         match message {
-            SupervisorMsg::Trigger(request, reply) => self.trigger(vec![request], move |answer| {
-                send(reply, answer.and_then(|mut replies| replies.pop().ok_or(Error::ShutDown)));
-            }),
+            SupervisorMsg::Trigger(request, reply) => {
+                let run = self.build(request);
+                self.trigger(run.map(|run| vec![run]), move |answer| {
+                    send(reply, answer.and_then(|mut replies| replies.pop().ok_or(Error::ShutDown)));
+                });
+            }
             SupervisorMsg::BatchTrigger(requests, reply) => {
-                self.trigger(requests, move |answer| send(reply, answer));
+                let runs = batch::gather(requests.into_iter(), |request| self.build(request));
+                self.trigger(runs, move |answer| send(reply, answer.map_err(batch::named)));
             }
             SupervisorMsg::Cancel(run, reply) => self.write(reply, async move { core.cancel(run).await }),
             SupervisorMsg::CancelWhere(filter, reply) => {
@@ -226,7 +235,7 @@ impl Supervisor {
             }
             SupervisorMsg::GetSteps(run, reply) => self.spawn(reply, async move { core.store.get_steps(run).await }),
             SupervisorMsg::GetLogs(run, reply) => self.spawn(reply, async move { core.store.get_logs(run).await }),
-            SupervisorMsg::Wait(run, timeout, reply) => self.spawn(reply, async move {
+            SupervisorMsg::Wait(run, timeout, reply) => self.spawn_while_asked(reply, async move {
                 let wait = WaitForRun::new(core, run);
                 match timeout {
                     Some(timeout) => wait.timeout(timeout).await,
@@ -281,18 +290,26 @@ impl Supervisor {
         self.write(reply, async move { core.throttle(of, change).await });
     }
 
-    /// Checks and admits a trigger here, so that one that is refused holds nothing.
+    /// Checks a trigger. That reads its input with code of the user's, and a panic there is not to end this actor.
+    fn build(&self, request: TriggerRequest) -> Result<NewRun, Error> {
+        let TriggerRequest { job, input, options } = request;
+        let built = catch_unwind(AssertUnwindSafe(|| self.core.build_json(&job, &input, options, None)));
+        built.unwrap_or_else(|panic| {
+            Err(Error::InvalidInput {
+                path: String::new(),
+                rule: "type".into(),
+                message: format!("reading it panics: {}", panicked(&*panic)),
+            })
+        })
+    }
+
+    /// Admits what was checked, here, so that what is refused holds nothing.
     fn trigger(
         &self,
-        requests: Vec<TriggerRequest>,
+        checked: Result<Vec<NewRun>, Error>,
         answer: impl FnOnce(Result<Vec<TriggerReply>, Error>) + Send + 'static,
     ) {
-        let one = requests.len() == 1;
-        let built = requests.into_iter().enumerate().map(|(at, request)| {
-            let run = self.core.build_json(&request.job, &request.input, request.options, None);
-            run.map_err(|error| if one { error } else { error.at_index(at) })
-        });
-        let runs: Vec<NewRun> = match built.collect() {
+        let runs = match checked {
             Ok(runs) => runs,
             Err(error) => return answer(Err(error)),
         };
@@ -320,12 +337,43 @@ impl Supervisor {
 
     /// Serves a request in a task, if one more may be under way.
     fn spawn<T: Send + 'static>(&self, reply: Reply<T>, work: impl Future<Output = Result<T, Error>> + Send + 'static) {
-        match self.core.requests.clone().try_acquire_owned() {
-            Ok(permit) => drop(tokio::spawn(async move {
+        if let Some((reply, permit)) = self.place(reply) {
+            tokio::spawn(async move {
                 send(reply, work.await);
                 drop(permit);
-            })),
-            Err(_) => send(reply, Err(Error::Overloaded { waited: Duration::ZERO })),
+            });
+        }
+    }
+
+    /// The same for what may take for ever and changes nothing: it ends once nobody waits for its answer any more.
+    fn spawn_while_asked<T: Send + 'static>(
+        &self,
+        reply: Reply<T>,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) {
+        if let Some((reply, permit)) = self.place(reply) {
+            tokio::spawn(async move {
+                let answer = tokio::select! {
+                    biased;
+                    answer = work => Some(answer),
+                    () = abandoned(&reply) => None,
+                };
+                if let Some(answer) = answer {
+                    send(reply, answer);
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    /// A place among the requests that are under way; where there is none, the port is told so.
+    fn place<T>(&self, reply: Reply<T>) -> Option<(Reply<T>, OwnedSemaphorePermit)> {
+        match self.core.requests.clone().try_acquire_owned() {
+            Ok(permit) => Some((reply, permit)),
+            Err(_) => {
+                send(reply, Err(Error::Overloaded { waited: Duration::ZERO }));
+                None
+            }
         }
     }
 }
@@ -342,6 +390,13 @@ fn retire(routes: &mut Routes, key: &KeyName, seen: u64) {
 fn told(triggered: Triggered) -> TriggerReply {
     let Triggered { run, disposition, status, input_differs } = triggered;
     TriggerReply { run, disposition, status, input_differs }
+}
+
+/// Resolves once nobody waits on a port any more. A port tells nobody of that, so it is looked at now and then.
+async fn abandoned<T>(reply: &Reply<T>) {
+    while !reply.is_closed() {
+        tokio::time::sleep(LOOK_AT_PORT_AFTER).await;
+    }
 }
 
 /// Answers a port; one that nobody waits on is not answered.

@@ -10,7 +10,8 @@ use tokio::sync::Semaphore;
 use super::job::JobMsg;
 use super::key::KeyMsg;
 use super::message::{Internal, SupervisorMsg};
-use crate::{Durably, Job, JobHandle, RunHandle, RunStatus, Step};
+use crate::limits::UNACKED_CALLS_MAX;
+use crate::{Durably, Error, Job, JobHandle, Run, RunHandle, RunStatus, Step};
 
 /// Where bodies wait to be let on, and how many were there at once.
 #[derive(Clone)]
@@ -161,6 +162,32 @@ async fn a_fault_touches_no_running_body_and_what_waits_starts_afterwards() {
             // Two keys of one each, and two without a key.
             assert!(place.0.most.load(Ordering::SeqCst) <= 4, "{fault:?}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_that_nobody_waits_for_any_more_makes_room_for_other_requests() {
+    within(async {
+        let place = Place::new();
+        let (durably, jobs) = runtime(&place).await;
+        let run = trigger(&jobs, None, 1).await;
+        place.reached().await;
+        let (supervisor, requests) = (durably.actor_ref().unwrap(), &jobs.core.requests);
+        let (asked, answer) = ractor::concurrency::oneshot::<Result<Run, Error>>();
+        supervisor.send_message(SupervisorMsg::Wait(run.id(), None, asked.into())).unwrap();
+        let (abandoned, nobody) = ractor::concurrency::oneshot();
+        supervisor.send_message(SupervisorMsg::Wait(run.id(), None, abandoned.into())).unwrap();
+        // Answered in turn, so the waits have begun.
+        supervisor.call(SupervisorMsg::Health, None).await.unwrap();
+        assert_eq!(requests.available_permits(), UNACKED_CALLS_MAX - 2);
+        drop(nobody);
+        // All but the one of the wait that is still waited for.
+        drop(requests.acquire_many(UNACKED_CALLS_MAX as u32 - 1).await.unwrap());
+        assert_eq!(run.get().await.unwrap().status, RunStatus::Leased);
+        place.let_on(1);
+        assert_eq!(answer.await.unwrap().unwrap().output, Some(1.into()));
+        drop(requests.acquire_many(UNACKED_CALLS_MAX as u32).await.unwrap());
     })
     .await;
 }

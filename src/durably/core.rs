@@ -48,6 +48,11 @@ async fn keep_time(core: Weak<Core>) {
     }
 }
 
+/// Whether JSON that is to be stored can be read again: nested too deep, or no JSON at all, it would be as good as lost.
+fn read_back(json: &[u8]) -> Result<(), serde_json::Error> {
+    serde_json::from_slice::<Value>(json).map(drop)
+}
+
 /// What every handle of a runtime shares.
 pub(crate) struct Core {
     pub(crate) store: Store,
@@ -194,7 +199,7 @@ impl Core {
         }
         for output in edits.outputs.values() {
             within("checkpoint", output.len(), self.config.payload_bytes_max)?;
-            if serde_json::from_slice::<Value>(output).is_err() {
+            if read_back(output).is_err() {
                 let rule = "JSON of at most 127 levels";
                 return Err(Error::InvalidOption { option: "output", value: "".into(), rule });
             }
@@ -252,6 +257,8 @@ impl Core {
             return Err(Error::InvalidOption { option: "signal name", value: String::new(), rule: "1 to 128 bytes" });
         }
         within("signal", payload.len(), self.config.payload_bytes_max)?;
+        read_back(&payload)
+            .map_err(|error| Error::InvalidSignal { message: format!("it could not be read back: {error}") })?;
         let admitted = self.store.admit(payload.len(), true).await?;
         let signal = Signal { run, name: name.into(), payload: payload.into() };
         self.store.submit(Op::signal, signal, admitted).answer().await

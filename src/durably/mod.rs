@@ -260,8 +260,8 @@ impl Durably {
     }
 
     /// Sends a signal to a run that has not ended, for its [`Step::wait_signal`](crate::Step::wait_signal) of that name: 1 to
-    /// 128 bytes. The value is stored as JSON, at most `payload_bytes_max` of it, and kept until a step takes it, in order of
-    /// arrival; the run need not wait yet.
+    /// 128 bytes. The value is stored as JSON, at most `payload_bytes_max` of it and nested in at most 127 levels, and kept until a
+    /// step takes it, in order of arrival; the run need not wait yet.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::Conflict`] if the run has ended, [`Error::TooMany`] if 1,000 signals of it have not

@@ -328,8 +328,9 @@ impl Payload {
     /// # Errors
     /// [`Error::Decode`] if it was left out of the event or does not fit.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let json = self.0.as_deref().unwrap_or(b"null");
-        crate::job::schema::decode(json).map_err(|error| Error::decode("event payload", error))
+        let what = "event payload";
+        let json = self.0.as_deref().ok_or_else(|| Error::absent(what, "it was left out of the event"))?;
+        crate::job::schema::decode(json).map_err(|error| Error::decode(what, error))
     }
 
     fn len(&self) -> usize {

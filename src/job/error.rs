@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::records::ErrorRecord;
+use crate::error::Error;
 use crate::limits::ERROR_TEXT_BYTES_MAX;
 use crate::run::RunError;
 
@@ -181,21 +182,39 @@ impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for JobError {
     fn from(error: E) -> Self {
         let error = error.into();
         let mut made = JobError::msg(&error);
+        let mut chain: Vec<String> = held(&*error).collect();
         let mut source = error.source();
-        // A chain is a few links; a cyclic one must not fill the memory.
-        while let Some(cause) = source.filter(|_| made.record.chain.len() < 64) {
+        while let Some(cause) = source.filter(|_| chain.len() < LINKS_MAX) {
             match cause.downcast_ref::<Origin>() {
                 Some(Origin(origin)) => {
                     made.record.kind = origin.kind;
                     made.record.step.clone_from(&origin.step);
                     made.record.terminal = origin.terminal;
                 }
-                None => made.record.chain.push(cut(cause.to_string(), ERROR_TEXT_BYTES_MAX)),
+                None => {
+                    chain.push(cut(cause.to_string(), ERROR_TEXT_BYTES_MAX));
+                    chain.extend(held(cause));
+                }
             }
             source = cause.source();
         }
+        chain.truncate(LINKS_MAX);
+        made.record.chain = chain;
         made
     }
+}
+
+/// A chain is a few links; a cyclic one must not fill the memory.
+const LINKS_MAX: usize = 64;
+
+/// The links after a run's error, which has them as texts and so can't give them as sources.
+fn held(error: &(dyn StdError + 'static)) -> impl Iterator<Item = String> {
+    let of_run = match error.downcast_ref::<Error>() {
+        Some(Error::RunFailed { run }) => run.error.as_ref(),
+        _ => error.downcast_ref::<RunError>(),
+    };
+    let links = of_run.into_iter().flat_map(|error| &error.chain).take(LINKS_MAX);
+    links.map(|link| cut(link.clone(), ERROR_TEXT_BYTES_MAX))
 }
 
 impl fmt::Display for JobError {
@@ -294,6 +313,16 @@ mod tests {
         let error = JobError::from(helped);
         assert_eq!((error.step(), error.is_terminal()), (Some("fetch"), true));
         assert_eq!(error.chain().collect::<Vec<_>>(), ["down"]);
+    }
+
+    #[test]
+    fn a_runs_error_keeps_its_chain_also_under_another() {
+        let error = || RunError::from(JobError::msg("disk").context("reading").context("importing").into_record());
+        assert_eq!(JobError::from(error()).chain().collect::<Vec<_>>(), ["reading", "disk"]);
+        let under = JobError::from(anyhow::Error::new(error()).context("waiting"));
+        assert_eq!(under.chain().collect::<Vec<_>>(), ["importing", "reading", "disk"]);
+        let long = RunError { chain: vec!["again".into(); 1_000], ..error() };
+        assert_eq!(JobError::from(long).chain().count(), LINKS_MAX);
     }
 
     #[test]

@@ -299,7 +299,8 @@ impl Definition {
         let unusable = |side, error: &ContractError| Error::InvalidSchema {
             job: self.name.to_string(),
             side,
-            message: error.to_string(),
+            // The message is all that is kept of it, so it has what the compiler says too.
+            message: format!("{error}: {}", error.source),
         };
         self.input.as_ref().map_err(|error| unusable("input", error))?;
         self.output.as_ref().map_err(|error| unusable("output", error))?;

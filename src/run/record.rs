@@ -100,7 +100,7 @@ impl Run {
     /// # Errors
     /// [`Error::Decode`] if there is no output (the run has not completed, or was read without payloads) or it does not fit.
     pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let output = self.output.as_ref().unwrap_or(&Value::Null);
+        let output = self.output.as_ref().ok_or_else(|| Error::absent("output", "there is none"))?;
         crate::job::schema::decode_value(output).map_err(|error| Error::decode("output", error))
     }
 }

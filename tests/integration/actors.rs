@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use durably::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PAYLOAD_BYTES_DEFAULT};
 use durably::{
     Disposition, Durably, Error, Events, Health, Job, Reply, Run, RunEvents, RunFilter, RunStatus, Step, SupervisorMsg,
     Timestamp, TriggerRequest,
@@ -10,7 +11,9 @@ use ractor::rpc::CallResult;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde_json::json;
 
-use crate::support::{Gate, TempFile, echo, ended, failing, gated, job_with, memory, paused, run_of, within};
+use crate::support::{
+    Gate, TempFile, echo, ended, failing, gated, job_with, memory, paused, run_of, within, within_minutes,
+};
 
 /// Asks the supervisor and gives its answer.
 async fn ask<T: std::fmt::Debug + Send + 'static>(
@@ -132,8 +135,15 @@ async fn every_message_does_what_its_method_does() {
         assert!(matches!(refused, Err(Error::Item { index: 1, .. })), "{refused:?}");
         assert_eq!(ask(&actor, |port| SupervisorMsg::BatchTrigger(Vec::new(), port)).await.unwrap(), []);
         let unknown = TriggerRequest::new("unknown", json!(1));
-        let unknown = ask(&actor, |port| SupervisorMsg::Trigger(unknown, port)).await;
-        assert!(matches!(unknown, Err(Error::JobNotFound { .. })));
+        let changed = TriggerRequest::new("job", json!(2)).idempotency_key("i").reject_changed_input();
+        for request in [unknown, changed] {
+            let only = vec![request.clone()];
+            let only = ask(&actor, |port| SupervisorMsg::BatchTrigger(only, port)).await;
+            assert!(matches!(only, Err(Error::Item { index: 0, .. })), "{only:?}");
+            let alone = ask(&actor, |port| SupervisorMsg::Trigger(request, port)).await;
+            let bare = matches!(alone, Err(Error::JobNotFound { .. } | Error::IdempotencyMismatch { .. }));
+            assert!(bare, "{alone:?}");
+        }
 
         assert_eq!(ask(&actor, |port| SupervisorMsg::RunUntilIdle(None, port)).await.unwrap(), 3);
         let runs = ask(&actor, |port| SupervisorMsg::GetRuns(RunFilter::new(), port)).await.unwrap();
@@ -181,6 +191,27 @@ async fn every_message_does_what_its_method_does() {
         let mut replay: Events =
             ask(&actor, |port| SupervisorMsg::Events(Some(told.sequence - 1), port)).await.unwrap();
         assert_eq!(replay.next().await.unwrap().event(), Some(&told));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_by_message_has_the_limits_of_a_batch() {
+    within_minutes(async {
+        let durably = paused().await;
+        let length = Job::new("length", |_: Step, input: String| async move { Ok(input.len()) });
+        durably.register((echo("job"), length)).unwrap();
+        let actor = durably.actor_ref().unwrap();
+        let items: Vec<_> = (0..=BATCH_ITEMS_MAX).map(|n| TriggerRequest::new("job", json!(n))).collect();
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(items, port)).await;
+        let Err(Error::TooMany { count, count_max, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!((count, count_max), (100_001, BATCH_ITEMS_MAX));
+        let text = "a".repeat(PAYLOAD_BYTES_DEFAULT - 2);
+        let items: Vec<_> = (0..64).map(|_| TriggerRequest::new("length", json!(text))).collect();
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(items, port)).await;
+        let Err(Error::TooLarge { what: "batch", bytes, bytes_max }) = refused else { panic!("{refused:?}") };
+        assert_eq!((bytes, bytes_max), (64 * (PAYLOAD_BYTES_DEFAULT + 256), BATCH_BYTES_MAX));
+        assert_eq!(durably.get_runs(RunFilter::new()).await.unwrap(), []);
     })
     .await;
 }
@@ -260,7 +291,7 @@ impl<'de> serde::Deserialize<'de> for Explosive {
 }
 
 #[tokio::test]
-async fn user_code_that_panics_in_the_supervisor_touches_no_running_body() {
+async fn a_panic_where_an_input_is_read_refuses_the_trigger_and_touches_nothing_else() {
     within(async {
         let durably = memory().await;
         let gate = Gate::new();
@@ -269,10 +300,16 @@ async fn user_code_that_panics_in_the_supervisor_touches_no_running_body() {
         let run = jobs.trigger(1).concurrency_key("k").await.unwrap();
         gate.reached().await;
         let waiting = jobs.trigger(2).concurrency_key("k").await.unwrap();
-        let before = durably.actor_ref().unwrap();
-        let request = TriggerRequest::new("explosive", json!(null));
-        let answer = before.call(|port| SupervisorMsg::Trigger(request, port), None).await;
-        assert!(!matches!(answer, Ok(CallResult::Success(Ok(_)))), "{answer:?}");
+        let actor = durably.actor_ref().unwrap();
+        let request = || TriggerRequest::new("explosive", json!(null));
+        let refused = ask(&actor, |port| SupervisorMsg::Trigger(request(), port)).await;
+        let Err(Error::InvalidInput { message, .. }) = &refused else { panic!("{refused:?}") };
+        assert_eq!(message, "reading it panics: in deserialize");
+        let batch = vec![TriggerRequest::new("job", json!(9)), request()];
+        let refused = ask(&actor, |port| SupervisorMsg::BatchTrigger(batch, port)).await;
+        assert!(matches!(refused, Err(Error::Item { index: 1, .. })), "{refused:?}");
+        // By the same actor, which is still there.
+        assert_eq!(ask(&actor, SupervisorMsg::Health).await.unwrap(), Health::Ok);
         gate.open();
         assert_eq!(run.output().await.unwrap(), 1);
         assert_eq!(waiting.output().await.unwrap(), 2);

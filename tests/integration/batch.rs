@@ -78,6 +78,36 @@ async fn p_batch_05_a_conflict_on_any_item_creates_none() {
     assert_eq!(again.disposition(), Disposition::Created, "the key of an item that was not created is free");
 }
 
+#[tokio::test]
+async fn the_only_item_of_a_batch_is_named_and_a_trigger_by_itself_is_not() {
+    let durably = paused().await;
+    let job = durably.register(echo("job")).expect("registers");
+    for input in 0..2 {
+        job.trigger(input).concurrency_key("busy").idempotency_key(format!("i{input}")).await.expect("triggers");
+    }
+    let refusals = [
+        (
+            Trigger::new(5).concurrency_key("busy").on_conflict(OnConflict::Reject),
+            job.trigger(5).concurrency_key("busy").on_conflict(OnConflict::Reject),
+        ),
+        (Trigger::new(5).concurrency_key("busy").max_queued(1), job.trigger(5).concurrency_key("busy").max_queued(1)),
+        (
+            Trigger::new(5).idempotency_key("i0").reject_changed_input(),
+            job.trigger(5).idempotency_key("i0").reject_changed_input(),
+        ),
+    ];
+    for (item, alone) in refusals {
+        let alone = alone.await.expect_err("is refused");
+        let batch = job.batch_trigger([item]).await.expect_err("is refused");
+        let Error::Item { index: 0, error } = &batch else { panic!("{batch:?}") };
+        assert!(!matches!(alone, Error::Item { .. }), "{alone:?}");
+        assert_eq!(error.to_string(), alone.to_string());
+    }
+    within(durably.shutdown()).await.expect("closes");
+    let refused = job.batch_trigger([5]).await;
+    assert!(matches!(refused, Err(Error::ShutDown)), "that is about no item: {refused:?}");
+}
+
 /// The items of a batch are decided in order, before any claim of that transaction.
 #[tokio::test]
 async fn p_batch_06_items_meet_the_items_before_them_though_those_could_start_at_once() {

@@ -146,8 +146,9 @@ async fn a_limit_of_no_runs_and_a_schema_that_does_not_compile_are_refused() {
     assert!(matches!(refused, Err(Error::InvalidOption { option: "job concurrency", .. })), "{refused:?}");
     let job = Job::new("look-ahead", |_: Step, input: LookAhead| async move { Ok(input.text) });
     let refused = durably.register(job);
-    let Err(Error::InvalidSchema { job, side, .. }) = &refused else { panic!("{refused:?}") };
+    let Err(Error::InvalidSchema { job, side, message }) = &refused else { panic!("{refused:?}") };
     assert_eq!((job.as_str(), *side), ("look-ahead", "input"));
+    assert!(message.contains("(?=a)b"), "it says what does not compile: {message}");
     assert!(durably.get_job("look-ahead").is_none());
 }
 

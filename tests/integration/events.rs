@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use durably::limits::{EVENT_BUFFER_BYTES, EVENT_PAYLOAD_BYTES_MAX};
-use durably::{Durably, EventKind, Received, RunId, Step};
+use durably::{Durably, Error, EventKind, Received, RunId, Step};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -307,6 +307,29 @@ async fn a_payload_too_large_for_an_event_is_left_out_of_it() {
             assert_eq!(output.decode::<String>().is_ok(), carried);
             assert_eq!(run.output().await.unwrap().len(), bytes as usize);
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_payload_that_was_left_out_is_no_null() {
+    within(async {
+        let durably = memory().await;
+        let large = job_with("large", (), |_: Step, bytes, ()| async move { Ok("x".repeat(bytes as usize)) });
+        let null = job_with("null", (), |_: Step, _, ()| async move { Ok(()) });
+        let (large, null) = durably.register((large, null)).unwrap();
+        let mut events = durably.events();
+        large.trigger(EVENT_PAYLOAD_BYTES_MAX as u32).await.unwrap();
+        let event = next_event(&mut events, |event| event.kind.name() == "run:complete").await;
+        let EventKind::RunCompleted { output, .. } = &event.kind else { panic!() };
+        let left_out = output.decode::<()>();
+        assert!(matches!(left_out, Err(Error::Decode { what: "event payload", .. })), "{left_out:?}");
+        let left_out = output.decode::<Option<u32>>();
+        assert!(matches!(left_out, Err(Error::Decode { what: "event payload", .. })), "{left_out:?}");
+        null.trigger(0).await.unwrap();
+        let event = next_event(&mut events, |event| event.kind.name() == "run:complete").await;
+        let EventKind::RunCompleted { output, .. } = &event.kind else { panic!() };
+        assert_eq!(output.decode::<Option<u32>>().unwrap(), None);
     })
     .await;
 }

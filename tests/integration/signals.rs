@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use durably::{Durably, Error, ErrorKind, EventKind, Job, RunId, RunStatus, Step};
 use futures::FutureExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Count, Gate, ManualClock, TempFile, echo, ended, job_with, memory, next_event, run_of, within};
 
@@ -221,6 +221,23 @@ async fn what_can_not_be_sent_is_refused_with_a_type() {
         }
         assert!(matches!(durably.signal(waits.id(), "unasked", &1).await, Err(Error::TooMany { .. })));
         durably.signal(waits.id(), "go", "a").await.expect_err("of whatever name");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_signal_nested_too_deep_to_be_read_back_is_refused() {
+    within(async {
+        let nested = |levels| (0..levels).fold(json!("a"), |inner, _| json!([inner]));
+        let durably = memory().await;
+        let job = Job::new("job", |step: Step, (): ()| async move { step.wait_signal::<Value>("wait", "go").await });
+        let run = durably.register(job).unwrap().trigger(()).await.unwrap();
+        for levels in [128, 200] {
+            let refused = durably.signal(run.id(), "go", &nested(levels)).await;
+            assert!(matches!(refused, Err(Error::InvalidSignal { .. })), "{levels}: {refused:?}");
+        }
+        durably.signal(run.id(), "go", &nested(127)).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), nested(127));
     })
     .await;
 }

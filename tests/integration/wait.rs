@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use durably::{Disposition, Durably, Error, JobHandle, RunId, Step};
+use durably::{Disposition, Durably, Error, Job, JobError, JobHandle, Run, RunFilter, RunId, Step};
 
 use crate::support::{Gate, echo, ended, failing, gated, job_with, memory, paused, within};
 
@@ -183,6 +183,46 @@ async fn an_output_of_another_type_is_a_decode_error() {
         let run = jobs.trigger(1).await.unwrap();
         let record = durably.wait_for_run(run.id()).await.unwrap();
         assert!(matches!(record.output_as::<String>(), Err(Error::Decode { what: "output", .. })));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_output_that_is_not_there_is_no_null() {
+    fn assert_absent(run: &Run) {
+        let nothing = run.output_as::<()>();
+        assert!(matches!(nothing, Err(Error::Decode { what: "output", .. })), "{nothing:?}");
+        let optional = run.output_as::<Option<u32>>();
+        assert!(matches!(optional, Err(Error::Decode { what: "output", .. })), "{optional:?}");
+    }
+    within(async {
+        let durably = paused().await;
+        let jobs = durably.register(job_with("job", (), |_: Step, _, ()| async move { Ok(()) })).unwrap();
+        let run = jobs.trigger(1).await.unwrap();
+        assert_absent(&run.get().await.unwrap());
+        durably.run_until_idle(None).await.unwrap();
+        assert_absent(&jobs.get_runs(RunFilter::new().without_payloads()).await.unwrap()[0]);
+        let record = run.get().await.unwrap();
+        record.output_as::<()>().expect("is null");
+        assert_eq!(record.output_as::<Option<u32>>().unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_fails_with_a_run_it_waited_for_has_the_chain_of_that_ones_error() {
+    within(async {
+        let durably = memory().await;
+        let child = Job::new("child", |_: Step, input: u32| async move {
+            Err::<u32, _>(JobError::msg(format!("disk {input}")).context("reading"))
+        });
+        let child = durably.register(child).unwrap();
+        let parent = job_with("parent", child, |_: Step, input, child: JobHandle<u32, u32>| async move {
+            Ok(child.trigger_and_wait(input).await?.output)
+        });
+        let run = durably.register(parent).unwrap().trigger(7).await.unwrap();
+        let error = ended(&durably, run.id()).await.error.unwrap();
+        assert_eq!((error.message.as_str(), error.chain), ("run failed: reading", vec!["disk 7".to_owned()]));
     })
     .await;
 }
