@@ -132,7 +132,11 @@ impl Core {
         options: Options,
         from: Option<RunId>,
     ) -> Result<NewRun, Error> {
-        let definition = self.registry.get(job).ok_or_else(|| Error::JobNotFound { name: job.to_owned() })?;
+        let unknown = || match self.is_closed() {
+            true => Error::ShutDown,
+            false => Error::JobNotFound { name: job.to_owned() },
+        };
+        let definition = self.registry.get(job).ok_or_else(unknown)?;
         let input = definition.admit(input)?;
         let options = Options { deadline: options.deadline.or(definition.deadline), ..options };
         options.build((definition.name.clone(), definition.version), input, self.config.payload_bytes_max, from)
