@@ -307,7 +307,7 @@ impl Writer {
             self.awaited.range(awaiters_of(run)).map(|(_, waiter, index)| (*waiter, *index)).collect();
         for (waiter, index) in awaiters {
             self.no_longer_awaits(turn, run, waiter, index);
-            match self.tell_awaiter(turn, waiter, index, outcome) {
+            match self.tell_awaiter(turn, run, (waiter, index), outcome) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(run = %waiter, error = %row, "the end of a run can't be told to one that waits for it");
                 }
@@ -317,10 +317,16 @@ impl Writer {
         Ok(())
     }
 
-    fn tell_awaiter(&mut self, turn: &mut Turn<'_>, waiter: RunId, index: u32, outcome: &Outcome) -> Result<(), Fault> {
+    fn tell_awaiter(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ended: RunId,
+        (waiter, index): (RunId, u32),
+        outcome: &Outcome,
+    ) -> Result<(), Fault> {
         let Some(row) = turn.rows().step(waiter, index)? else { return Ok(()) };
         let (record, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(waiter, index), &row)?;
-        if record.open.is_none() {
+        if !awaits(&record, ended) {
             return Ok(());
         }
         if let Some(body) = self.bodies.get_mut(&waiter) {
@@ -440,6 +446,12 @@ pub(super) fn last_of(turn: &Turn<'_>, mut run: RunId) -> Result<Option<(RunId, 
         }
     }
     Ok(None)
+}
+
+/// Whether a step waits for the end of this run. One that waited for it in an execution whose steps went with its end may wait
+/// for another by now.
+pub(super) fn awaits(record: &StepRecord, run: RunId) -> bool {
+    record.open.as_ref().is_some_and(|open| open.run == Some(run))
 }
 
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
