@@ -11,19 +11,19 @@ use futures::FutureExt;
 use redb::StorageBackend;
 
 use crate::codec;
-use crate::codec::records::StepRecordRef;
+use crate::codec::records::{StepRecord, StepRecordRef, WaitRecord};
 use crate::config::Config;
 use crate::engine::Generation;
 use crate::error::Error;
 use crate::event::ring::Received;
 use crate::event::{self, Event, Reader, StepTold};
 use crate::id::RunId;
-use crate::run::{Run, RunFilter, RunStatus, StepInfo};
+use crate::run::{Run, RunFilter, RunStatus, StepInfo, StepKind};
 use crate::store::backend::BackendFactory;
 use crate::store::file::Medium;
 use crate::store::op::{
-    Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
-    Targets, Terms, Triggered,
+    Accepted, Admitted, Await, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome,
+    Resume, Settled, Targets, Terms, Triggered,
 };
 use crate::store::tables::Table;
 use crate::store::view::Rows;
@@ -362,6 +362,30 @@ impl World {
             error: None,
         };
         Checkpoint { run, generation, told, part: false, notes: None }
+    }
+
+    /// A step begins to wait, or asks again where its record is on disk.
+    pub(super) fn waits(&self, lease: (RunId, Generation), index: u32, record: StepRecord, stored: bool) -> Settled {
+        let (run, generation) = lease;
+        let asked = Await { run, generation, index, record, stored };
+        self.ask(|call| Op::Await(Box::new(call)), asked).expect("bodies get no errors")
+    }
+
+    /// The record of a step that begins to wait.
+    pub(super) fn waiting(&self, generation: Generation, kind: StepKind, open: WaitRecord) -> StepRecord {
+        let now = self.clock.now();
+        StepRecord {
+            key: "waits".into(),
+            kind: kind.to_byte(),
+            version: 0,
+            generation,
+            started_at: now,
+            completed_at: now,
+            attempts: 1,
+            error: None,
+            open: Some(open),
+            tries: Vec::new(),
+        }
     }
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {

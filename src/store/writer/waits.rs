@@ -166,15 +166,18 @@ impl Writer {
         }
     }
 
-    /// Gives a step of an executing run its outcome.
+    /// Gives a step of an executing run its outcome. It is a checkpoint of this lease, whichever began to wait.
     fn decide_step(
         &mut self,
         turn: &mut Turn<'_>,
         run: RunId,
         index: u32,
-        record: StepRecord,
+        mut record: StepRecord,
         outcome: &Outcome,
     ) -> Result<(), Fault> {
+        if let Some(body) = self.bodies.get(&run) {
+            record.generation = body.generation;
+        }
         let (record, payload, kind) = decided(record, index, outcome, turn);
         self.record_step(turn, run, index, &record, &payload, kind);
         Ok(())
