@@ -20,10 +20,10 @@ pub(crate) type Waits = BTreeMap<RunId, Vec<Awaited>>;
 
 impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
-    /// that wait themselves.
+    /// that wait themselves. One that is being stopped waits for nobody.
     pub(crate) fn wait(&mut self, waiter: RunId, target: Awaited) -> bool {
         let ends = self.can_go_on(&target, &self.going_on(waiter));
-        if ends {
+        if ends && self.executing.get(&waiter).is_some_and(|executing| !executing.ended) {
             self.waits.entry(waiter).or_default().push(target);
         }
         ends
@@ -39,6 +39,14 @@ impl Engine {
                 self.waits.remove(&waiter);
             }
         }
+    }
+
+    /// A run has ended: nobody waits for it any more.
+    pub(super) fn no_longer_awaited(&mut self, run: RunId) {
+        self.waits.retain(|_, targets| {
+            targets.retain(|target| target.run != run);
+            !targets.is_empty()
+        });
     }
 
     /// What bodies wait for: the one thing in here that is in no file.
