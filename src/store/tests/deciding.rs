@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use crate::error::Error;
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, NewRun, Notes, NotesOf, Op, Outcome, Purge};
+use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge};
 use crate::store::tests::world::{World, json, new};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -238,4 +240,24 @@ fn runs_that_their_keys_hold_use_up_nothing_of_what_a_purge_may_delete() {
     assert_eq!(first.deleted, 2);
     let second = purge(first.after);
     assert_eq!((second.deleted, second.after), (1, None));
+}
+
+#[test]
+fn working_off_for_some_does_not_cut_short_what_others_ask_for() {
+    for (limits, together) in [([None, Some(1)], 4), ([Some(1), None], 4), ([Some(1), Some(2)], 3)] {
+        let world = World::new().killed(|config| config.paused = true);
+        world.register(&[("a", 1)]);
+        for n in 0..4 {
+            world.trigger(new(&n.to_string())).expect("triggers");
+        }
+        let ask = |limit| Box::pin(world.store.submit(Op::Idle, limit, Admitted::default()).answer());
+        let mut idle = limits.map(ask);
+        for _ in 0..together {
+            assert!(idle.iter_mut().all(|idle| idle.now_or_never().is_none()), "{limits:?}");
+            let [(run, generation)] = world.starts()[..] else { panic!("{limits:?}: one is to be started") };
+            assert_eq!(world.complete(run, generation), Accepted::Recorded);
+        }
+        let ended = idle.map(|idle| idle.now_or_never().expect("it is over").expect("works"));
+        assert_eq!((ended, world.starts()), ([together; 2], vec![]), "{limits:?}");
+    }
 }

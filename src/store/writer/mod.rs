@@ -615,10 +615,14 @@ impl Writer {
         self.tell_engine(turn, EngineEvent::Paused(self.paused));
     }
 
-    /// Starts runs for [`Op::Idle`] though the runtime is paused.
+    /// Starts runs for [`Op::Idle`] though the runtime is paused; for several at once, as many as all of them ask for.
     fn work_off(&mut self, turn: &mut Turn<'_>, limit: Option<u64>) {
         if self.paused && !self.draining {
-            self.allowance = limit;
+            self.allowance = match (self.allowance, limit) {
+                _ if !self.working_off => limit,
+                (Some(left), Some(more)) => Some(left.saturating_add(more)),
+                (None, _) | (_, None) => None,
+            };
             self.working_off = true;
             self.tell_engine(turn, EngineEvent::Paused(false));
         }
