@@ -6,7 +6,7 @@ use futures::FutureExt;
 
 use crate::error::Error;
 use crate::run::RunStatus;
-use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge};
+use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge, Triggered};
 use crate::store::tests::world::{World, json, new};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -107,6 +107,49 @@ fn a_batch_answers_with_each_run_as_it_was_committed() {
         assert_eq!(world.run(answer.run).expect("there").status, status);
     }
     assert_eq!(answers[4].run, answers[2].run);
+}
+
+#[test]
+fn a_batch_replaces_and_skips_what_the_same_triggers_would_one_by_one() {
+    use OnConflict::{Queue, Replace, Skip};
+    let item = |input: &str, priority, on_conflict| NewRun { priority, ..new(input).keyed("k", on_conflict) };
+    let cases = [
+        vec![item("a", 10, Queue), item("b", 0, Replace)],
+        vec![item("a", 10, Queue), item("b", 10, Skip), item("c", 10, Replace), item("d", 10, Replace)],
+        vec![
+            item("a", 0, Queue),
+            item("b", -5, Queue),
+            item("c", 0, Replace),
+            item("d", 0, Skip),
+            item("e", 0, Replace),
+        ],
+        // One that replaces another stands where that stood among those of its own priority.
+        vec![item("a", -9, Queue), item("b", -5, Queue), item("c", -5, Replace), item("d", -5, Replace)],
+        vec![item("a", -9, Replace), item("b", -9, Queue), item("c", -9, Replace), item("d", -9, Replace)],
+    ];
+    let waiting = || {
+        let world = world();
+        for input in ["holds", "waits"] {
+            world.trigger(item(input, 0, Queue)).expect("triggers");
+        }
+        world
+    };
+    // What became of each, and what of its run.
+    let became = |world: &World, answers: &[Triggered]| {
+        let answers = answers.iter().map(|answer| {
+            let run = world.run(answer.run).expect("there");
+            (answer.disposition, run.input)
+        });
+        let answers: Vec<_> = answers.collect();
+        (answers, world.runs().into_iter().map(|run| (run.input, run.status)).collect::<Vec<_>>())
+    };
+    for (at, items) in cases.into_iter().enumerate() {
+        let (together, one_by_one) = (waiting(), waiting());
+        let answers: Vec<_> = items.iter().map(|item| one_by_one.trigger(item.clone()).expect("triggers")).collect();
+        let expected = became(&one_by_one, &answers);
+        let answers = together.ask(Op::Trigger, items).expect("triggers");
+        assert_eq!(became(&together, &answers), expected, "case {at}");
+    }
 }
 
 #[test]
