@@ -83,6 +83,25 @@ fn a_hand_back_counts_no_crash() {
 }
 
 #[test]
+fn crashes_before_a_checkpoint_are_forgotten_when_a_body_is_gone_without_a_word() {
+    let world = World::new();
+    world.register(&[("a", 1)]);
+    let run = world.trigger(new("1")).expect("triggers").run;
+    let open = |world: World| {
+        let world = world.killed(|config| config.max_recoveries = 1);
+        assert_eq!(world.run(run).expect("there").status, RunStatus::Pending);
+        world
+    };
+    let world = open(world);
+    world.register(&[("a", 1)]);
+    assert_eq!(world.checkpoint(run, 2, 0, "x"), Accepted::Recorded);
+    world.stopped(run, 2);
+    assert_eq!(world.starts(), [(run, 2), (run, 3)]);
+    // The one crash since then is the first that counts.
+    open(world);
+}
+
+#[test]
 fn recovered_runs_keep_their_key_and_go_first() {
     let world = World::new();
     world.register(&[("a", 9)]);

@@ -394,7 +394,7 @@ impl Writer {
         if let Some(mut body) = self.end_lease(turn, run, generation) {
             // Its actor is gone without a word, which is a fault of ours: the run goes on, and no crash is counted.
             let mut state = std::mem::take(&mut body.state);
-            state.crashes = state.crashes.saturating_sub(1);
+            state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
             self.put_back(turn, run, &body, &mut state, None);
         }
         self.tell_engine(turn, EngineEvent::Stopped { run, generation });
