@@ -59,9 +59,13 @@ impl Engine {
         self.waits.iter().flat_map(|(waiter, targets)| targets.iter().map(|target| (*waiter, target.run)))
     }
 
-    /// Takes over what bodies wait for from an engine before, for those that live on.
+    /// Takes over what bodies wait for from an engine before.
     pub(crate) fn keep_waits(&mut self, waits: Waits) {
         self.waits = waits;
+    }
+
+    /// The bodies that live on are known now: others wait for nothing.
+    pub(crate) fn forget_waits_of_others(&mut self) {
         self.waits.retain(|waiter, _| self.executing.contains_key(waiter));
     }
 

@@ -94,5 +94,10 @@ fn waits_outlive_a_rebuilt_engine() {
     engine.adopt(&new(1).after(1), false, Duration::ZERO);
     engine.adopt(&new(2).after(1), false, Duration::ZERO);
     engine.keep_waits(before.waits());
+    engine.forget_waits_of_others();
     assert!(!engine.wait(id(2), on(1)));
+    let mut without = Engine::new(2, false);
+    without.keep_waits(before.waits());
+    without.forget_waits_of_others();
+    assert_eq!(without.waiting_bodies().count(), 0);
 }

@@ -81,6 +81,8 @@ struct State {
     durable: Vec<u8>,
     ops: u64,
     plan: Option<Plan>,
+    /// The plan after that one.
+    then: Option<Plan>,
     down: Option<u32>,
     /// Bytes as of every operation, live and durable, where wanted.
     history: Option<Vec<(Vec<u8>, Vec<u8>)>>,
@@ -113,10 +115,15 @@ impl Disk {
     /// Operations from here on are numbered from 0, and one of them fails.
     pub(super) fn plan(&self, plan: impl Into<Option<Plan>>) {
         let mut state = self.state();
-        (state.ops, state.plan) = (0, plan.into());
+        (state.ops, state.plan, state.then) = (0, plan.into(), None);
     }
 
-    /// The fault has not happened yet.
+    /// Once the planned fault has happened, operations are numbered from 0 again, and this one follows.
+    pub(super) fn then(&self, plan: Plan) {
+        self.state().then = Some(plan);
+    }
+
+    /// The last fault has not happened yet.
     pub(super) fn is_untouched(&self) -> bool {
         self.state().plan.is_some()
     }
@@ -156,6 +163,9 @@ impl Disk {
         let number = state.ops;
         state.ops += 1;
         if let Some(plan) = state.plan.take_if(|plan| plan.at == number) {
+            if let Some(next) = state.then.take() {
+                (state.ops, state.plan) = (0, Some(next));
+            }
             match plan.fails {
                 Fails::After => drop(act(&mut state)?),
                 Fails::Before if flushes => state.live = state.durable.clone(),
