@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 
+use crate::codec;
+use crate::codec::records::{StepRecord, WaitRecord};
 use crate::error::Error;
-use crate::run::RunStatus;
-use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge, Triggered};
+use crate::job::{ErrorKind, JobError};
+use crate::run::{RunStatus, StepKind};
+use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge, Settled, Signal, Triggered};
 use crate::store::tests::world::{World, json, new};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -173,6 +176,35 @@ fn only_the_lease_in_force_writes() {
     assert_eq!(world.checkpoint(run, 2, 1, "y"), Accepted::Recorded);
     assert_eq!(world.complete(run, 2), Accepted::Recorded);
     assert_eq!(world.starts(), []);
+}
+
+#[test]
+fn a_step_whose_signal_does_not_fit_is_not_counted_as_completed() {
+    let world = world();
+    let run = world.trigger(new("1")).expect("triggers").run;
+    assert_eq!(world.checkpoint(run, 1, 0, "x"), Accepted::Recorded);
+    let signal = Signal { run, name: "go".into(), payload: json("not what it takes") };
+    world.ask(Op::signal, signal).expect("signals");
+    let wait = WaitRecord { signal: Some("go".to_owned()), ..WaitRecord::default() };
+    let record = world.waiting(1, StepKind::Signal, wait);
+    let settled = world.waits((run, 1), 1, record.clone(), false);
+    assert!(matches!(settled, Settled::Decided(Ok(_))), "{settled:?}");
+    let counts = |world: &World| {
+        let run = world.run(run).expect("there");
+        (run.completed_step_count, run.current_step_index)
+    };
+    assert_eq!(counts(&world), (2, 2));
+    let error = JobError::of_kind(ErrorKind::Mismatch, "it does not fit".to_owned()).into_record();
+    let sealed = codec::seal(&StepRecord { error: Some(error.clone()), open: None, ..record }, &[]);
+    let mut failed = world.checkpoint_of(run, 1, 1, "");
+    failed.told.output_at = sealed.len();
+    failed.told.record = sealed.into();
+    failed.told.error = Some(Box::new(error));
+    for _ in 0..2 {
+        assert_eq!(world.ask(Op::Checkpoint, failed.clone()).expect("bodies get no errors"), Accepted::Recorded);
+        assert_eq!(counts(&world), (1, 1));
+    }
+    assert_eq!(counts(&world.killed(|_| {})), (1, 1));
 }
 
 #[test]

@@ -564,7 +564,7 @@ impl Writer {
             Op::Purge(call) => call.decide(self.purge(turn, &call.request)?),
             Op::Wait(call) => call.decide(self.wait(turn, call.request.0, call.request.1)?),
             Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
-            Op::Checkpoint(call) => call.decide(Ok(self.checkpoint(turn, &call.request))),
+            Op::Checkpoint(call) => call.decide(Ok(self.checkpoint(turn, &call.request)?)),
             Op::Await(call) => call.decide(Ok(self.step_waits(turn, &call.request)?)),
             Op::Spawn(call) => call.decide(self.spawn(turn, &call.request)?),
             Op::Signal(call) => call.decide(self.signal(turn, &call.request)?),

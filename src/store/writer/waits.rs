@@ -516,6 +516,42 @@ fn count_step(turn: &Turn<'_>, state: &mut StateRecord, index: u32, record: &Ste
     }
 }
 
+/// A step fails: if it had its outcome before, as one whose signal does not fit, that counts no more.
+#[cold]
+pub(super) fn count_back(turn: &Turn<'_>, run: RunId, index: u32, state: &mut StateRecord) -> Result<(), Fault> {
+    let is_completed = |index, row: &Bytes| {
+        let step = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), row);
+        // One that can't be read has the say of whoever asks for it.
+        step.is_ok_and(|(step, _)| step.is_completed())
+    };
+    let before = match turn.rows().step(run, index) {
+        Err(Fault::Corrupted(_)) => None,
+        before => before?,
+    };
+    if !before.is_some_and(|row| is_completed(index, &row)) {
+        return Ok(());
+    }
+    state.steps_completed = state.steps_completed.saturating_sub(1);
+    if state.step_index > index + 1 {
+        return Ok(());
+    }
+    let mut last = 0;
+    let counted = turn.rows().steps(run, &mut |at, row| {
+        if at >= index {
+            return Ok(ControlFlow::Break(()));
+        }
+        if is_completed(at, &row) {
+            last = at + 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    });
+    state.step_index = last;
+    match counted {
+        Err(Fault::Corrupted(_)) => Ok(()),
+        counted => counted,
+    }
+}
+
 fn failure(kind: ErrorKind, message: String) -> Box<ErrorRecord> {
     Box::new(JobError::of_kind(kind, message).into_record())
 }
