@@ -248,7 +248,10 @@ impl Engine {
             Event::Touched { run } => drop(self.touched.insert(run)),
             Event::Deadline { run, at, armed } => self.sleepers.set_deadline(run, at, armed),
             Event::PutAside { run, job } => drop(self.aside.insert(run, job)),
-            Event::Withdrawn { run, job, keys, priority } => self.withdraw(run, job, &keys, priority),
+            Event::Withdrawn { run, job, keys, priority } => {
+                self.withdraw(run, job, &keys, priority);
+                self.no_longer_awaited(run);
+            }
             Event::Checkpointed { run } => {
                 if self.probation.clear(run) {
                     self.unpark();
@@ -256,10 +259,7 @@ impl Engine {
             }
             Event::Ended { run } => {
                 self.end_execution(run);
-                self.waits.retain(|_, targets| {
-                    targets.retain(|target| target.run != run);
-                    !targets.is_empty()
-                });
+                self.no_longer_awaited(run);
             }
             Event::Yielded { run } => self.end_execution(run),
             Event::Continued { run, next } => self.succeed(run, next),

@@ -20,10 +20,10 @@ pub(crate) type Waits = BTreeMap<RunId, Vec<Awaited>>;
 
 impl Engine {
     /// A body is about to wait for a run. `false`: that wait could never end, since what the other needs is held by bodies
-    /// that wait themselves.
+    /// that wait themselves. One that is being stopped waits for nobody.
     pub(crate) fn wait(&mut self, waiter: RunId, target: Awaited) -> bool {
         let ends = self.can_go_on(&target, &self.going_on(waiter));
-        if ends {
+        if ends && self.executing.get(&waiter).is_some_and(|executing| !executing.ended) {
             self.waits.entry(waiter).or_default().push(target);
         }
         ends
@@ -41,6 +41,14 @@ impl Engine {
         }
     }
 
+    /// A run has ended: nobody waits for it any more.
+    pub(super) fn no_longer_awaited(&mut self, run: RunId) {
+        self.waits.retain(|_, targets| {
+            targets.retain(|target| target.run != run);
+            !targets.is_empty()
+        });
+    }
+
     /// What bodies wait for: the one thing in here that is in no file.
     pub(crate) fn waits(&self) -> Waits {
         self.waits.clone()
@@ -51,9 +59,13 @@ impl Engine {
         self.waits.iter().flat_map(|(waiter, targets)| targets.iter().map(|target| (*waiter, target.run)))
     }
 
-    /// Takes over what bodies wait for from an engine before, for those that live on.
+    /// Takes over what bodies wait for from an engine before.
     pub(crate) fn keep_waits(&mut self, waits: Waits) {
         self.waits = waits;
+    }
+
+    /// The bodies that live on are known now: others wait for nothing.
+    pub(crate) fn forget_waits_of_others(&mut self) {
         self.waits.retain(|waiter, _| self.executing.contains_key(waiter));
     }
 

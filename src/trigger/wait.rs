@@ -221,6 +221,8 @@ struct BodyWait {
     core: Arc<Core>,
     waiter: RunId,
     run: RunId,
+    /// The engine does not keep it.
+    refused: bool,
     _busy: Busy,
 }
 
@@ -245,13 +247,21 @@ impl BodyWait {
         let Some(waiter) = current::run() else { return Ok(None) };
         // Busy before it asks: what else the body waits for may be there before the answer.
         let busy = Busy::of(core.hub.bodies.execution(waiter, None));
-        core.store.submit(Op::Wait, (waiter, run), Admitted::default()).answer().await?;
-        Ok(Some(BodyWait { core: core.clone(), waiter, run, _busy: busy }))
+        let asked = core.store.submit(Op::Wait, (waiter, run), Admitted::default());
+        // There from here on: the engine has been asked, even if the answer is never heard.
+        let mut waiting = BodyWait { core: core.clone(), waiter, run, refused: false, _busy: busy };
+        let answer = asked.answer().await;
+        // The body may wait for that run elsewhere, which is not over with this.
+        waiting.refused =
+            matches!(answer, Err(Error::WouldDeadlock { .. } | Error::RunNotFound { .. } | Error::Corrupted { .. }));
+        answer.map(|()| Some(waiting))
     }
 }
 
 impl Drop for BodyWait {
     fn drop(&mut self) {
-        self.core.store.send(Op::WaitOver(self.waiter, self.run));
+        if !self.refused {
+            self.core.store.send(Op::WaitOver(self.waiter, self.run));
+        }
     }
 }

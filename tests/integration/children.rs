@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use durably::{Durably, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunStatus, Step};
+use durably::{Durably, ErrorKind, EventKind, Job, JobHandle, RunFilter, RunStatus, Step, StepRetention};
 use futures::FutureExt;
 
 use crate::support::{
@@ -237,6 +237,53 @@ async fn a_call_that_takes_too_long_fails_its_step_and_the_child_goes_on() {
         gate.open();
         let child = durably.get_runs(RunFilter::new().job("child")).await.unwrap().remove(0);
         assert_eq!(ended(&durably, child.id).await.status, RunStatus::Completed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_that_calls_anew_after_a_resume_is_told_nothing_of_the_child_before() {
+    within(async {
+        for goes_on_as_another in [false, true] {
+            let durably = Durably::builder().keep_steps(StepRetention::UntilTerminal).in_memory().await.unwrap();
+            let (gate, mut events) = (Gate::new(), durably.events());
+            let child = job_with("child", gate.clone(), |step: Step, left, gate| async move {
+                gate.pass().await;
+                if left == 0 { Ok(7_u32) } else { step.continue_as_new(left - 1).await }
+            });
+            let child = durably.register(child).unwrap();
+            let parent = job_with("parent", child, |step: Step, left, child| async move {
+                let (called, gives_up) =
+                    (step.call("child", &child, left), step.wait_signal::<()>("give-up", "give-up"));
+                tokio::select! {
+                    biased;
+                    _ = gives_up => Err("given up".into()),
+                    called = called => called,
+                }
+            });
+            let parent = durably.register(parent).unwrap();
+            let run = parent.trigger(u32::from(goes_on_as_another)).await.unwrap();
+            let is_suspended = |event: &durably::Event| {
+                event.run_id == run.id() && matches!(event.kind, EventKind::RunSuspended { .. })
+            };
+            gate.reached().await;
+            next_event(&mut events, is_suspended).await;
+            durably.signal(run.id(), "give-up", &()).await.unwrap();
+            assert_eq!(ended(&durably, run.id()).await.status, RunStatus::Failed);
+            let mut before = durably.get_runs(RunFilter::new().job("child")).await.unwrap().remove(0).id;
+            durably.resume(run.id()).await.unwrap();
+            gate.reached().await;
+            next_event(&mut events, is_suspended).await;
+            if goes_on_as_another {
+                gate.let_one_on();
+                gate.reached().await;
+                before = run_of(&durably, before).await.continued_as.unwrap();
+            }
+            durably.cancel(before).await.unwrap();
+            assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Suspended);
+            gate.open();
+            assert_eq!(run.output().await.unwrap(), 7);
+        }
     })
     .await;
 }

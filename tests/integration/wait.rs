@@ -1,9 +1,11 @@
 //! Waiting for a run to end, from outside and from a body.
 
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use durably::{Disposition, Durably, Error, Job, JobError, JobHandle, Run, RunFilter, RunId, Step};
+use futures::FutureExt;
 
 use crate::support::{Gate, echo, ended, failing, gated, job_with, memory, paused, within};
 
@@ -394,6 +396,47 @@ async fn a_wait_that_another_body_can_bring_to_its_end_is_not_refused() {
         assert_eq!(third.output().await.unwrap(), "4");
         run.output().await.unwrap();
         durably.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_that_was_dropped_before_its_answer_is_in_no_other_waits_way() {
+    within(async {
+        let durably = Durably::builder().max_concurrent_runs(2).in_memory().await.unwrap();
+        let (ready, asked, dropped) = (Gate::new(), Gate::new(), Gate::new());
+        let children = durably.register(echo("child")).unwrap();
+        let awaited: Arc<Mutex<Option<RunId>>> = Arc::default();
+        let shared = (durably.clone(), awaited.clone(), ready.clone(), asked.clone());
+        let waits = job_with("waits", shared, |_, input, (durably, awaited, ready, asked)| async move {
+            ready.pass().await;
+            let run = awaited.lock().unwrap().expect("it is triggered");
+            let mut waiting = durably.wait_for_run(run).into_future();
+            let polled = futures::poll!(&mut waiting);
+            drop(asked.enter());
+            match polled {
+                Poll::Ready(ended) => ended?,
+                Poll::Pending => waiting.await?,
+            };
+            Ok(input)
+        });
+        let drops = job_with("drops", (children, dropped.clone()), |_, input, (children, dropped)| async move {
+            let child = children.trigger(input).await?;
+            // There is no slot for it, so it can't have ended.
+            assert!(child.output().now_or_never().is_none());
+            dropped.pass().await;
+            Ok(input)
+        });
+        let (waits, drops) = durably.register((waits, drops)).unwrap();
+        let waits = waits.trigger(1).await.unwrap();
+        ready.reached().await;
+        let drops = drops.trigger(2).await.unwrap();
+        *awaited.lock().unwrap() = Some(drops.id());
+        dropped.reached().await;
+        ready.open();
+        asked.reached().await;
+        dropped.open();
+        assert_eq!((waits.output().await.unwrap(), drops.output().await.unwrap()), (1, 2));
     })
     .await;
 }

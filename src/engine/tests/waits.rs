@@ -67,6 +67,26 @@ fn a_wait_behind_one_that_can_end_is_not_taken_for_a_circle() {
 }
 
 #[test]
+fn a_run_that_is_withdrawn_is_awaited_no_more() {
+    let mut engine = play(2, vec![registered(1, 9), queued(new(1)), queued(new(2)), Starts(&[1, 2]), queued(new(5))]);
+    assert!(engine.wait(id(1), on(5)));
+    assert!(!engine.wait(id(2), on(1)));
+    engine.apply(Event::Withdrawn { run: id(5), job: 1, keys: Keys::None, priority: 0 }, Duration::ZERO);
+    assert!(engine.wait(id(2), on(1)), "nothing keeps the first from going on");
+}
+
+#[test]
+fn a_body_that_is_being_stopped_waits_for_nobody() {
+    let mut engine = play(2, vec![registered(1, 9), queued(new(1)), queued(new(2)), Starts(&[1, 2]), ended(1)]);
+    assert!(engine.wait(id(1), on(5)));
+    assert!(engine.wait(id(2), on(6)), "the first will free its slot");
+    engine.wait_over(id(2), id(6));
+    engine.apply(Event::Stopped { run: id(1), generation: 1 }, Duration::ZERO);
+    assert!(engine.wait(id(1), on(2)), "nor does one that is gone");
+    assert_eq!(engine.waiting_bodies().count(), 0);
+}
+
+#[test]
 fn waits_outlive_a_rebuilt_engine() {
     let mut before = play(2, vec![registered(1, 9), queued(new(1)), queued(new(2)), Starts(&[1, 2])]);
     assert!(before.wait(id(1), on(2)));
@@ -74,5 +94,10 @@ fn waits_outlive_a_rebuilt_engine() {
     engine.adopt(&new(1).after(1), false, Duration::ZERO);
     engine.adopt(&new(2).after(1), false, Duration::ZERO);
     engine.keep_waits(before.waits());
+    engine.forget_waits_of_others();
     assert!(!engine.wait(id(2), on(1)));
+    let mut without = Engine::new(2, false);
+    without.keep_waits(before.waits());
+    without.forget_waits_of_others();
+    assert_eq!(without.waiting_bodies().count(), 0);
 }

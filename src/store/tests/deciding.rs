@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+
+use crate::codec;
+use crate::codec::records::{StepRecord, WaitRecord};
 use crate::error::Error;
-use crate::run::RunStatus;
-use crate::store::op::{Accepted, NewRun, Notes, NotesOf, Op, Outcome, Purge};
+use crate::job::{ErrorKind, JobError};
+use crate::run::{RunStatus, StepKind};
+use crate::store::op::{Accepted, Admitted, NewRun, Notes, NotesOf, Op, Outcome, Purge, Settled, Signal, Triggered};
 use crate::store::tests::world::{World, json, new};
 use crate::time::Timestamp;
 use crate::trigger::{Disposition, OnConflict};
@@ -108,6 +113,49 @@ fn a_batch_answers_with_each_run_as_it_was_committed() {
 }
 
 #[test]
+fn a_batch_replaces_and_skips_what_the_same_triggers_would_one_by_one() {
+    use OnConflict::{Queue, Replace, Skip};
+    let item = |input: &str, priority, on_conflict| NewRun { priority, ..new(input).keyed("k", on_conflict) };
+    let cases = [
+        vec![item("a", 10, Queue), item("b", 0, Replace)],
+        vec![item("a", 10, Queue), item("b", 10, Skip), item("c", 10, Replace), item("d", 10, Replace)],
+        vec![
+            item("a", 0, Queue),
+            item("b", -5, Queue),
+            item("c", 0, Replace),
+            item("d", 0, Skip),
+            item("e", 0, Replace),
+        ],
+        // One that replaces another stands where that stood among those of its own priority.
+        vec![item("a", -9, Queue), item("b", -5, Queue), item("c", -5, Replace), item("d", -5, Replace)],
+        vec![item("a", -9, Replace), item("b", -9, Queue), item("c", -9, Replace), item("d", -9, Replace)],
+    ];
+    let waiting = || {
+        let world = world();
+        for input in ["holds", "waits"] {
+            world.trigger(item(input, 0, Queue)).expect("triggers");
+        }
+        world
+    };
+    // What became of each, and what of its run.
+    let became = |world: &World, answers: &[Triggered]| {
+        let answers = answers.iter().map(|answer| {
+            let run = world.run(answer.run).expect("there");
+            (answer.disposition, run.input)
+        });
+        let answers: Vec<_> = answers.collect();
+        (answers, world.runs().into_iter().map(|run| (run.input, run.status)).collect::<Vec<_>>())
+    };
+    for (at, items) in cases.into_iter().enumerate() {
+        let (together, one_by_one) = (waiting(), waiting());
+        let answers: Vec<_> = items.iter().map(|item| one_by_one.trigger(item.clone()).expect("triggers")).collect();
+        let expected = became(&one_by_one, &answers);
+        let answers = together.ask(Op::Trigger, items).expect("triggers");
+        assert_eq!(became(&together, &answers), expected, "case {at}");
+    }
+}
+
+#[test]
 fn only_the_lease_in_force_writes() {
     let world = world();
     let run = world.trigger(new("1")).expect("triggers").run;
@@ -128,6 +176,35 @@ fn only_the_lease_in_force_writes() {
     assert_eq!(world.checkpoint(run, 2, 1, "y"), Accepted::Recorded);
     assert_eq!(world.complete(run, 2), Accepted::Recorded);
     assert_eq!(world.starts(), []);
+}
+
+#[test]
+fn a_step_whose_signal_does_not_fit_is_not_counted_as_completed() {
+    let world = world();
+    let run = world.trigger(new("1")).expect("triggers").run;
+    assert_eq!(world.checkpoint(run, 1, 0, "x"), Accepted::Recorded);
+    let signal = Signal { run, name: "go".into(), payload: json("not what it takes") };
+    world.ask(Op::signal, signal).expect("signals");
+    let wait = WaitRecord { signal: Some("go".to_owned()), ..WaitRecord::default() };
+    let record = world.waiting(1, StepKind::Signal, wait);
+    let settled = world.waits((run, 1), 1, record.clone(), false);
+    assert!(matches!(settled, Settled::Decided(Ok(_))), "{settled:?}");
+    let counts = |world: &World| {
+        let run = world.run(run).expect("there");
+        (run.completed_step_count, run.current_step_index)
+    };
+    assert_eq!(counts(&world), (2, 2));
+    let error = JobError::of_kind(ErrorKind::Mismatch, "it does not fit".to_owned()).into_record();
+    let sealed = codec::seal(&StepRecord { error: Some(error.clone()), open: None, ..record }, &[]);
+    let mut failed = world.checkpoint_of(run, 1, 1, "");
+    failed.told.output_at = sealed.len();
+    failed.told.record = sealed.into();
+    failed.told.error = Some(Box::new(error));
+    for _ in 0..2 {
+        assert_eq!(world.ask(Op::Checkpoint, failed.clone()).expect("bodies get no errors"), Accepted::Recorded);
+        assert_eq!(counts(&world), (1, 1));
+    }
+    assert_eq!(counts(&world.killed(|_| {})), (1, 1));
 }
 
 #[test]
@@ -238,4 +315,24 @@ fn runs_that_their_keys_hold_use_up_nothing_of_what_a_purge_may_delete() {
     assert_eq!(first.deleted, 2);
     let second = purge(first.after);
     assert_eq!((second.deleted, second.after), (1, None));
+}
+
+#[test]
+fn working_off_for_some_does_not_cut_short_what_others_ask_for() {
+    for (limits, together) in [([None, Some(1)], 4), ([Some(1), None], 4), ([Some(1), Some(2)], 3)] {
+        let world = World::new().killed(|config| config.paused = true);
+        world.register(&[("a", 1)]);
+        for n in 0..4 {
+            world.trigger(new(&n.to_string())).expect("triggers");
+        }
+        let ask = |limit| Box::pin(world.store.submit(Op::Idle, limit, Admitted::default()).answer());
+        let mut idle = limits.map(ask);
+        for _ in 0..together {
+            assert!(idle.iter_mut().all(|idle| idle.now_or_never().is_none()), "{limits:?}");
+            let [(run, generation)] = world.starts()[..] else { panic!("{limits:?}: one is to be started") };
+            assert_eq!(world.complete(run, generation), Accepted::Recorded);
+        }
+        let ended = idle.map(|idle| idle.now_or_never().expect("it is over").expect("works"));
+        assert_eq!((ended, world.starts()), ([together; 2], vec![]), "{limits:?}");
+    }
 }

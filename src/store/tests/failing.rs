@@ -412,6 +412,28 @@ fn a_wait_whose_group_was_lost_is_one_wait() {
 }
 
 #[test]
+fn a_wait_is_kept_whatever_fails_while_the_engine_is_rebuilt() {
+    for at in 0.. {
+        let world = World::new();
+        world.register(&[("a", 9)]);
+        let runs = ["1", "2"].map(|input| world.trigger(new(input)).expect("triggers").run);
+        world.ask(Op::Wait, (runs[0], runs[1])).expect("no circle");
+        let fails = |at| Plan { at, fails: Fails::Before, opens: None };
+        world.disk.plan(fails(0));
+        world.disk.then(fails(at));
+        world.trigger(new("3")).expect("triggers");
+        let is_over = world.disk.is_untouched();
+        world.disk.plan(None);
+        let circle = world.ask(Op::Wait, (runs[1], runs[0]));
+        assert!(matches!(circle, Err(Error::WouldDeadlock { .. })), "operation {at}: {circle:?}");
+        if is_over {
+            assert!(at > 3, "nothing is read again");
+            return;
+        }
+    }
+}
+
+#[test]
 fn a_jobs_name_or_count_that_cannot_be_read_takes_no_other_job_down() {
     use crate::store::stage::Stage;
     use crate::store::tables::Table;

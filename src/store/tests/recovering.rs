@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use crate::codec::records::WaitRecord;
 use crate::job::ErrorKind;
-use crate::run::RunStatus;
-use crate::store::op::{Accepted, Outcome};
+use crate::run::{RunStatus, StepKind};
+use crate::store::op::{Accepted, Op, Outcome, Settled, Suspension};
 use crate::store::tests::world::{Disk, Hand, World, new};
+use crate::time::Clock;
 use crate::trigger::OnConflict;
 
 #[test]
@@ -46,6 +48,24 @@ fn a_run_that_gets_on_is_never_poisoned() {
 }
 
 #[test]
+fn a_wait_that_an_earlier_lease_began_gets_the_run_on_when_it_ends() {
+    let world = World::new();
+    world.register(&[("a", 1)]);
+    let run = world.trigger(new("1")).expect("triggers").run;
+    let due = world.clock.now().saturating_add(Duration::from_secs(1));
+    let record = world.waiting(1, StepKind::Sleep, WaitRecord { due: Some(due), ..WaitRecord::default() });
+    let Settled::Open(record) = world.waits((run, 1), 0, record, false) else { panic!("it is not due") };
+    let suspension = Suspension { due: Some(due), signals: Vec::new(), heard: 0 };
+    assert_eq!(world.end(run, 1, Outcome::Suspended(suspension), true), Accepted::Recorded);
+    world.clock.advance(Duration::from_secs(1));
+    world.store.send(Op::Tick);
+    assert_eq!(world.starts(), [(run, 1), (run, 2)]);
+    assert!(matches!(world.waits((run, 2), 0, *record, true), Settled::Decided(Ok(_))));
+    let world = world.killed(|config| config.max_recoveries = 0);
+    assert_eq!(world.run(run).expect("there").status, RunStatus::Pending);
+}
+
+#[test]
 fn a_hand_back_counts_no_crash() {
     let mut world = World::new();
     world.register(&[("a", 1)]);
@@ -60,6 +80,25 @@ fn a_hand_back_counts_no_crash() {
     // So the first real crash is the first that counts.
     let world = world.killed(|config| config.max_recoveries = 1);
     assert_eq!(world.run(run).expect("there").status, RunStatus::Pending);
+}
+
+#[test]
+fn crashes_before_a_checkpoint_are_forgotten_when_a_body_is_gone_without_a_word() {
+    let world = World::new();
+    world.register(&[("a", 1)]);
+    let run = world.trigger(new("1")).expect("triggers").run;
+    let open = |world: World| {
+        let world = world.killed(|config| config.max_recoveries = 1);
+        assert_eq!(world.run(run).expect("there").status, RunStatus::Pending);
+        world
+    };
+    let world = open(world);
+    world.register(&[("a", 1)]);
+    assert_eq!(world.checkpoint(run, 2, 0, "x"), Accepted::Recorded);
+    world.stopped(run, 2);
+    assert_eq!(world.starts(), [(run, 2), (run, 3)]);
+    // The one crash since then is the first that counts.
+    open(world);
 }
 
 #[test]

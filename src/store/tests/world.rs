@@ -11,19 +11,19 @@ use futures::FutureExt;
 use redb::StorageBackend;
 
 use crate::codec;
-use crate::codec::records::StepRecordRef;
+use crate::codec::records::{StepRecord, StepRecordRef, WaitRecord};
 use crate::config::Config;
 use crate::engine::Generation;
 use crate::error::Error;
 use crate::event::ring::Received;
 use crate::event::{self, Event, Reader, StepTold};
 use crate::id::RunId;
-use crate::run::{Run, RunFilter, RunStatus, StepInfo};
+use crate::run::{Run, RunFilter, RunStatus, StepInfo, StepKind};
 use crate::store::backend::BackendFactory;
 use crate::store::file::Medium;
 use crate::store::op::{
-    Accepted, Admitted, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome, Resume,
-    Targets, Terms, Triggered,
+    Accepted, Admitted, Await, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome,
+    Resume, Settled, Targets, Terms, Triggered,
 };
 use crate::store::tables::Table;
 use crate::store::view::Rows;
@@ -81,6 +81,8 @@ struct State {
     durable: Vec<u8>,
     ops: u64,
     plan: Option<Plan>,
+    /// The plan after that one.
+    then: Option<Plan>,
     down: Option<u32>,
     /// Bytes as of every operation, live and durable, where wanted.
     history: Option<Vec<(Vec<u8>, Vec<u8>)>>,
@@ -113,10 +115,15 @@ impl Disk {
     /// Operations from here on are numbered from 0, and one of them fails.
     pub(super) fn plan(&self, plan: impl Into<Option<Plan>>) {
         let mut state = self.state();
-        (state.ops, state.plan) = (0, plan.into());
+        (state.ops, state.plan, state.then) = (0, plan.into(), None);
     }
 
-    /// The fault has not happened yet.
+    /// Once the planned fault has happened, operations are numbered from 0 again, and this one follows.
+    pub(super) fn then(&self, plan: Plan) {
+        self.state().then = Some(plan);
+    }
+
+    /// The last fault has not happened yet.
     pub(super) fn is_untouched(&self) -> bool {
         self.state().plan.is_some()
     }
@@ -156,6 +163,9 @@ impl Disk {
         let number = state.ops;
         state.ops += 1;
         if let Some(plan) = state.plan.take_if(|plan| plan.at == number) {
+            if let Some(next) = state.then.take() {
+                (state.ops, state.plan) = (0, Some(next));
+            }
             match plan.fails {
                 Fails::After => drop(act(&mut state)?),
                 Fails::Before if flushes => state.live = state.durable.clone(),
@@ -362,6 +372,30 @@ impl World {
             error: None,
         };
         Checkpoint { run, generation, told, part: false, notes: None }
+    }
+
+    /// A step begins to wait, or asks again where its record is on disk.
+    pub(super) fn waits(&self, lease: (RunId, Generation), index: u32, record: StepRecord, stored: bool) -> Settled {
+        let (run, generation) = lease;
+        let asked = Await { run, generation, index, record, stored };
+        self.ask(|call| Op::Await(Box::new(call)), asked).expect("bodies get no errors")
+    }
+
+    /// The record of a step that begins to wait.
+    pub(super) fn waiting(&self, generation: Generation, kind: StepKind, open: WaitRecord) -> StepRecord {
+        let now = self.clock.now();
+        StepRecord {
+            key: "waits".into(),
+            kind: kind.to_byte(),
+            version: 0,
+            generation,
+            started_at: now,
+            completed_at: now,
+            attempts: 1,
+            error: None,
+            open: Some(open),
+            tries: Vec::new(),
+        }
     }
 
     pub(super) fn end(&self, run: RunId, generation: Generation, outcome: Outcome, stopped: bool) -> Accepted {

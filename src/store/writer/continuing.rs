@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::execution::{deadline_of, line_of};
 use super::triggers::queued;
 use super::turn::Turn;
-use super::waits::awaiters_of;
+use super::waits::{awaiters_of, awaits};
 use super::{Body, Fault, Writer};
 use crate::codec::keys::Key;
 use crate::codec::records::{LineRecord, RunRecord, StateRecord, StepRecord};
@@ -117,7 +117,7 @@ impl Writer {
             self.no_longer_awaits(turn, run, waiter, index);
             self.awaited.insert((next, waiter, index));
             turn.stage.put(Table::Awaiters, keys::awaiter(next, waiter, index), Vec::new());
-            match point_at(turn, waiter, index, next) {
+            match point_at(turn, (waiter, index), run, next) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(run = %waiter, error = %row, "a step that waits can't be told whom it waits for now");
                 }
@@ -128,11 +128,13 @@ impl Writer {
     }
 }
 
-/// Lets the record of a waiting step name another run.
-fn point_at(turn: &mut Turn<'_>, waiter: RunId, index: u32, next: RunId) -> Result<(), Fault> {
+/// Lets the record of a step that waits for a run name another.
+fn point_at(turn: &mut Turn<'_>, (waiter, index): (RunId, u32), run: RunId, next: RunId) -> Result<(), Fault> {
     let Some(row) = turn.rows().step(waiter, index)? else { return Ok(()) };
     let (mut record, payload) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(waiter, index), &row)?;
-    if let Some(open) = &mut record.open {
+    if awaits(&record, run)
+        && let Some(open) = &mut record.open
+    {
         open.run = Some(next);
         turn.stage.change_steps(waiter, Change::Put(index, codec::seal(&record, &payload).into()));
     }

@@ -138,10 +138,14 @@ impl Writer {
         self.leave(turn, run)
     }
 
-    pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Accepted {
+    pub(super) fn checkpoint(&mut self, turn: &mut Turn<'_>, step: &Checkpoint) -> Result<Accepted, Fault> {
         let Checkpoint { run, generation, ref told, ref notes, part } = *step;
         let keep_logs = self.config.keep_logs;
-        let Some(body) = self.fenced(run, generation) else { return Accepted::Refused };
+        let Some(body) = self.fenced(run, generation) else { return Ok(Accepted::Refused) };
+        // Only a step that was counted can have been completed before.
+        if told.error.is_some() && told.index < body.state.step_index {
+            waits::count_back(turn, run, told.index, &mut body.state)?;
+        }
         let noted = notes.as_ref().is_some_and(|notes| write_notes(turn, run, &mut body.state, notes, keep_logs));
         body.state.steps_bytes += told.record.len() as u64;
         let at = turn.stage.change_steps(run, Change::Put(told.index, told.record.clone()));
@@ -166,7 +170,7 @@ impl Writer {
             body.checkpointed = true;
             self.tell_engine(turn, EngineEvent::Checkpointed { run });
         }
-        Accepted::Recorded
+        Ok(Accepted::Recorded)
     }
 
     pub(super) fn notes(&mut self, turn: &mut Turn<'_>, noted: &NotesOf) -> Result<Accepted, Fault> {
@@ -394,7 +398,7 @@ impl Writer {
         if let Some(mut body) = self.end_lease(turn, run, generation) {
             // Its actor is gone without a word, which is a fault of ours: the run goes on, and no crash is counted.
             let mut state = std::mem::take(&mut body.state);
-            state.crashes = state.crashes.saturating_sub(1);
+            state.crashes = if body.checkpointed { 0 } else { state.crashes.saturating_sub(1) };
             self.put_back(turn, run, &body, &mut state, None);
         }
         self.tell_engine(turn, EngineEvent::Stopped { run, generation });

@@ -564,7 +564,7 @@ impl Writer {
             Op::Purge(call) => call.decide(self.purge(turn, &call.request)?),
             Op::Wait(call) => call.decide(self.wait(turn, call.request.0, call.request.1)?),
             Op::WaitOver(waiter, run) => self.engine.wait_over(*waiter, *run),
-            Op::Checkpoint(call) => call.decide(Ok(self.checkpoint(turn, &call.request))),
+            Op::Checkpoint(call) => call.decide(Ok(self.checkpoint(turn, &call.request)?)),
             Op::Await(call) => call.decide(Ok(self.step_waits(turn, &call.request)?)),
             Op::Spawn(call) => call.decide(self.spawn(turn, &call.request)?),
             Op::Signal(call) => call.decide(self.signal(turn, &call.request)?),
@@ -615,10 +615,14 @@ impl Writer {
         self.tell_engine(turn, EngineEvent::Paused(self.paused));
     }
 
-    /// Starts runs for [`Op::Idle`] though the runtime is paused.
+    /// Starts runs for [`Op::Idle`] though the runtime is paused; for several at once, as many as all of them ask for.
     fn work_off(&mut self, turn: &mut Turn<'_>, limit: Option<u64>) {
         if self.paused && !self.draining {
-            self.allowance = limit;
+            self.allowance = match (self.allowance, limit) {
+                _ if !self.working_off => limit,
+                (Some(left), Some(more)) => Some(left.saturating_add(more)),
+                (None, _) | (_, None) => None,
+            };
             self.working_off = true;
             self.tell_engine(turn, EngineEvent::Paused(false));
         }

@@ -43,7 +43,9 @@ impl Writer {
         let view = shared.view()?;
         let mut turn = Turn::new(&view, self.disk.next_sequence(), self.clock.now(), self.clock.monotonic());
         let engine = Engine::new(self.config.slots, self.paused && !self.working_off);
+        // The new one has them at once: what is read from here on may fail, and they are in no file.
         let waits = std::mem::replace(&mut self.engine, engine).waits();
+        self.engine.keep_waits(waits);
         self.bodies.clear();
         self.places = Places::default();
         self.awaited.clear();
@@ -56,7 +58,7 @@ impl Writer {
             self.tell_terms(&mut turn, job, terms);
         }
         self.adopt_alive(&mut turn)?;
-        self.engine.keep_waits(waits);
+        self.engine.forget_waits_of_others();
         let (leased, poisoned) = self.recover_leased(&mut turn)?;
         self.read_sleepers(&mut turn)?;
         self.read_schedules(&mut turn)?;

@@ -63,13 +63,19 @@ impl Replaced {
     }
 }
 
+/// Where an item that creates is to stand, and which item it is. A ticket that is not given yet comes after all that are; of
+/// several such, that of the earlier item first.
+type Standing = ((Place, usize), usize);
+
 /// What the items of a batch that are decided already come to, for those after them.
 #[derive(Default)]
 struct Earlier<'a> {
     /// The newest item that creates, by its idempotency key.
     by_key: BTreeMap<(JobNumber, &'a str), usize>,
-    /// Those that create, by their concurrency keys.
-    waiting: BTreeMap<(JobNumber, &'a str), Vec<usize>>,
+    /// Those that create and are not replaced, by their concurrency keys, in the order of their places.
+    waiting: BTreeMap<(JobNumber, &'a str), BTreeSet<Standing>>,
+    /// The places of all that create.
+    places: BTreeMap<usize, (Place, usize)>,
     /// By how many runs they change what waits for a key, where an item has a bound on that.
     backlog: Option<BTreeMap<String, isize>>,
     replaced_runs: BTreeSet<RunId>,
@@ -101,14 +107,33 @@ impl<'a> Earlier<'a> {
         if let Some(idempotency) = &item.idempotency {
             self.by_key.insert((job, &idempotency.key), at);
         }
+        let (ticket, order) = match replaces {
+            Some(Replaced::Run(run)) => {
+                self.replaced_runs.insert(run.0);
+                (run.1.ticket(), 0)
+            }
+            Some(Replaced::Item(other)) => {
+                self.replaced_items.insert(*other);
+                self.leaves(items, *other, job)
+            }
+            None => (RunId::MAX, at),
+        };
+        let place = (Place::new(false, ticket).with(item.priority), order);
+        self.places.insert(at, place);
         for (key, _) in item.keys() {
-            self.waiting.entry((job, key)).or_default().push(at);
+            self.waiting.entry((job, key)).or_default().insert((place, at));
         }
-        match replaces {
-            Some(Replaced::Run(run)) => drop(self.replaced_runs.insert(run.0)),
-            Some(Replaced::Item(item)) => drop(self.replaced_items.insert(*item)),
-            None => {}
+    }
+
+    /// An item is replaced by one of the same job; gives its ticket.
+    fn leaves(&mut self, items: &'a [NewRun], at: usize, job: JobNumber) -> (RunId, usize) {
+        let place = self.places.get(&at).copied().unwrap_or((Place::new(false, RunId::MAX), at));
+        for (key, _) in items[at].keys() {
+            if let Some(waiting) = self.waiting.get_mut(&(job, key.as_str())) {
+                waiting.remove(&(place, at));
+            }
         }
+        (place.0.ticket(), place.1)
     }
 }
 
@@ -257,16 +282,15 @@ impl Writer {
         if concurrency.on_conflict == OnConflict::Queue {
             return Ok(Ok(Decision::Create { replaces: None }));
         }
-        // The last in line of any of its keys; what an earlier item of the batch creates stands behind all others.
+        // The last in line of any of its keys, among those that wait and those that earlier items of the batch create.
         let keys = || concurrency.keys.iter().map(|(key, _)| key);
-        let of_batch = |key: &String| {
-            let mut items = earlier.waiting.get(&(job, key.as_str()))?.iter().rev();
-            items.find(|item| !earlier.replaced_items.contains(item)).copied()
-        };
-        let in_batch = keys().filter_map(|key| Some((of_batch(key)?, key))).max();
         let waiting = |key: &String| self.engine.waiting(job, key, &earlier.replaced_runs);
         let in_line = keys().filter_map(|key| Some((waiting(key)?, key)));
-        let in_line = in_line.max_by_key(|((_, place), _)| *place).filter(|_| in_batch.is_none());
+        let in_line = in_line.max_by_key(|((_, place), _)| *place);
+        let of_batch = |key: &String| earlier.waiting.get(&(job, key.as_str()))?.last().copied();
+        let in_batch = keys().filter_map(|key| Some((of_batch(key)?, key))).max();
+        let is_last = |place: Place| in_line.is_none_or(|((_, other), _)| other < place);
+        let in_batch = in_batch.filter(|(((place, _), _), _)| is_last(*place)).map(|((_, item), key)| (item, key));
         Ok(match (concurrency.on_conflict, in_batch, in_line) {
             (OnConflict::Queue, ..) | (_, None, None) => Ok(Decision::Create { replaces: None }),
             (OnConflict::Reject, Some((_, key)), _) => Err(Error::KeyConflict { run: None, key: key.clone() }),

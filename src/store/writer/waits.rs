@@ -166,15 +166,18 @@ impl Writer {
         }
     }
 
-    /// Gives a step of an executing run its outcome.
+    /// Gives a step of an executing run its outcome. It is a checkpoint of this lease, whichever began to wait.
     fn decide_step(
         &mut self,
         turn: &mut Turn<'_>,
         run: RunId,
         index: u32,
-        record: StepRecord,
+        mut record: StepRecord,
         outcome: &Outcome,
     ) -> Result<(), Fault> {
+        if let Some(body) = self.bodies.get(&run) {
+            record.generation = body.generation;
+        }
         let (record, payload, kind) = decided(record, index, outcome, turn);
         self.record_step(turn, run, index, &record, &payload, kind);
         Ok(())
@@ -307,7 +310,7 @@ impl Writer {
             self.awaited.range(awaiters_of(run)).map(|(_, waiter, index)| (*waiter, *index)).collect();
         for (waiter, index) in awaiters {
             self.no_longer_awaits(turn, run, waiter, index);
-            match self.tell_awaiter(turn, waiter, index, outcome) {
+            match self.tell_awaiter(turn, run, (waiter, index), outcome) {
                 Err(Fault::Corrupted(row)) => {
                     tracing::error!(run = %waiter, error = %row, "the end of a run can't be told to one that waits for it");
                 }
@@ -317,10 +320,16 @@ impl Writer {
         Ok(())
     }
 
-    fn tell_awaiter(&mut self, turn: &mut Turn<'_>, waiter: RunId, index: u32, outcome: &Outcome) -> Result<(), Fault> {
+    fn tell_awaiter(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ended: RunId,
+        (waiter, index): (RunId, u32),
+        outcome: &Outcome,
+    ) -> Result<(), Fault> {
         let Some(row) = turn.rows().step(waiter, index)? else { return Ok(()) };
         let (record, _) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(waiter, index), &row)?;
-        if record.open.is_none() {
+        if !awaits(&record, ended) {
             return Ok(());
         }
         if let Some(body) = self.bodies.get_mut(&waiter) {
@@ -442,6 +451,12 @@ pub(super) fn last_of(turn: &Turn<'_>, mut run: RunId) -> Result<Option<(RunId, 
     Ok(None)
 }
 
+/// Whether a step waits for the end of this run. One that waited for it in an execution whose steps went with its end may wait
+/// for another by now.
+pub(super) fn awaits(record: &StepRecord, run: RunId) -> bool {
+    record.open.as_ref().is_some_and(|open| open.run == Some(run))
+}
+
 fn sleeper(run: RunId, sleep: &SleepRecord) -> Sleeper {
     Sleeper { run, job: sleep.job, keys: Keys::of(&sleep.keys), due: sleep.due }
 }
@@ -498,6 +513,42 @@ fn count_step(turn: &Turn<'_>, state: &mut StateRecord, index: u32, record: &Ste
         state.steps_completed += 1;
         state.step_index = state.step_index.max(index + 1);
         state.updated_at = Some(turn.now);
+    }
+}
+
+/// A step fails: if it had its outcome before, as one whose signal does not fit, that counts no more.
+#[cold]
+pub(super) fn count_back(turn: &Turn<'_>, run: RunId, index: u32, state: &mut StateRecord) -> Result<(), Fault> {
+    let is_completed = |index, row: &Bytes| {
+        let step = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), row);
+        // One that can't be read has the say of whoever asks for it.
+        step.is_ok_and(|(step, _)| step.is_completed())
+    };
+    let before = match turn.rows().step(run, index) {
+        Err(Fault::Corrupted(_)) => None,
+        before => before?,
+    };
+    if !before.is_some_and(|row| is_completed(index, &row)) {
+        return Ok(());
+    }
+    state.steps_completed = state.steps_completed.saturating_sub(1);
+    if state.step_index > index + 1 {
+        return Ok(());
+    }
+    let mut last = 0;
+    let counted = turn.rows().steps(run, &mut |at, row| {
+        if at >= index {
+            return Ok(ControlFlow::Break(()));
+        }
+        if is_completed(at, &row) {
+            last = at + 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    });
+    state.step_index = last;
+    match counted {
+        Err(Fault::Corrupted(_)) => Ok(()),
+        counted => counted,
     }
 }
 
