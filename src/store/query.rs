@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::read::{Names, assemble, names, rowset};
 use super::tables::Table;
-use super::view::{Direction, Rows, View};
+use super::view::View;
 use super::{Fault, Store};
+use crate::codec::Corrupted;
 use crate::codec::keys::{self, Key};
 use crate::error::Error;
 use crate::id::RunId;
@@ -51,8 +52,10 @@ fn greatest(view: &View<'_>, table: Table, prefix: &Key, upto: RunId) -> Result<
     let mut upper = prefix.to_vec();
     upper.extend_from_slice(upto.as_bytes());
     let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
-    let found = view.first(table, range, Direction::Backward)?;
-    Ok(found.and_then(|(key, _)| keys::read_run(&key)))
+    let Some(key) = view.last_key(table, range)? else { return Ok(None) };
+    // A key of another length may end in a run above `upto`, and a search that goes up again never ends.
+    let run = key.strip_prefix(&prefix[..]).and_then(RunId::from_slice);
+    Ok(Some(run.ok_or_else(|| Corrupted::new(table, &key, "not of a run"))?))
 }
 
 /// Pending runs and leased ones stand together; the leased are those that execute.
