@@ -176,6 +176,9 @@ impl<'a> View<'a> {
         let Some(blob) = BlobRef::of(&value) else { return Ok(value) };
         let blobs = self.snapshot()?.open_table(BLOBS)?;
         let row = blobs.get(blob.id)?.ok_or_else(|| Corrupted::new(table, key, "its blob is missing"))?;
+        if row.value().len() as u64 != u64::from(blob.bytes) {
+            return Err(Corrupted::new(table, key, "its blob is another row's").into());
+        }
         Ok(Bytes::copy_from_slice(row.value()))
     }
 
