@@ -722,11 +722,12 @@ impl Writer {
                 op => op.settle(Some(Error::ShutDown)),
             }
         }
-        let closed = self.disk.close();
-        self.config.hooks.pass(Failpoint::Closed);
+        // While the file is locked: after that it may be the reserve of who has it next. What it frees may be what folding needs.
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve is left beside the file");
         }
+        let closed = self.disk.close();
+        self.config.hooks.pass(Failpoint::Closed);
         self.publisher.events.close();
         self.publisher.bell.silence();
         let mut failure = away.then_some(Fault::Away);
