@@ -47,6 +47,11 @@ impl Reserve {
         self.held
     }
 
+    /// There should be one, and the disk has no room for it.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.path.is_some() && !self.held
+    }
+
     /// Frees the blocks. False where there were none to free.
     pub(crate) fn give_up(&mut self) -> io::Result<bool> {
         let Some(path) = self.path.as_ref().filter(|_| self.held) else { return Ok(false) };
@@ -108,9 +113,10 @@ mod tests {
         assert!(fs::metadata(&file).unwrap().blocks() * 512 >= RESERVE_BYTES);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(reserve.give_up().unwrap());
-        assert!(!file.exists() && !reserve.is_held());
+        assert!(!file.exists() && !reserve.is_held() && reserve.is_missing());
         assert!(!reserve.give_up().unwrap());
         reserve.restore().unwrap();
+        assert!(reserve.is_held() && !reserve.is_missing());
         drop(reserve);
         assert!(Reserve::hold(&Medium::File(path.clone())).unwrap().is_held());
 
@@ -118,7 +124,7 @@ mod tests {
         assert_eq!(Reserve::hold(&Medium::File(path)).unwrap_err().kind(), ErrorKind::AlreadyExists);
 
         let mut nothing = Reserve::hold(&Medium::Memory(SharedMemory::default())).unwrap();
-        assert!(!nothing.give_up().unwrap());
+        assert!(!nothing.give_up().unwrap() && !nothing.is_missing());
     }
 
     #[test]

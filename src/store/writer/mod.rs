@@ -307,6 +307,8 @@ impl Writer {
         writer.rebuild()?;
         writer.disk.fold_all()?;
         writer.publisher.condition.set_sequence(writer.disk.next_sequence() - 1);
+        // On a disk that is full the reserve is made when there is room, after some group.
+        writer.publisher.condition.set_degraded(writer.reserve.is_missing());
         Ok(writer)
     }
 
