@@ -53,7 +53,7 @@ fn copy_once(shared: &Shared, path: &Path, abandoned: &AtomicBool) -> Result<Ver
     let options = OpenOptions { cache_bytes: 8 << 20, ..OpenOptions::default() };
     let verified = std::cell::RefCell::new(Verification::default());
     file::create_checked(path, &options, &fill, &|medium| {
-        *verified.borrow_mut() = verify::of_file(medium)?;
+        *verified.borrow_mut() = verify::of_file(medium).map_err(|fault| of_copy(path, fault))?;
         if is_set(abandoned) { Err(Fault::Closed) } else { Ok(()) }
     })?;
     Ok(verified.into_inner())
@@ -88,6 +88,16 @@ fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
+/// What fails where the copy is read back is the copy's: the file itself may be well.
+fn of_copy(path: &Path, fault: Fault) -> Fault {
+    let source = match fault {
+        Fault::Redb(redb::Error::Io(source)) => source,
+        Fault::Redb(error) => std::io::Error::other(error),
+        fault => return fault,
+    };
+    OpenError::Io { path: path.to_path_buf(), action: "read back", source }.into()
+}
+
 fn was_swapped(fault: &Fault) -> bool {
     match fault {
         Fault::Open(OpenError::Init { source, .. }) => is_swapped(source),
@@ -106,5 +116,20 @@ pub(super) struct Abandon(pub(super) std::sync::Arc<AtomicBool>);
 impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_cannot_be_read_back_says_nothing_of_the_file() {
+        let failed = redb::Error::Io(std::io::Error::other("injected"));
+        for error in [failed, redb::Error::PreviousIo, redb::Error::DatabaseClosed] {
+            let fault = of_copy(Path::new("copy"), Fault::Redb(error));
+            assert!(matches!(&fault, Fault::Open(OpenError::Io { action: "read back", .. })), "{fault:?}");
+            assert!(!fault.is_io() && !was_swapped(&fault), "{fault:?}");
+        }
     }
 }

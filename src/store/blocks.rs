@@ -349,8 +349,15 @@ struct Block {
 impl Block {
     fn at(table: &Raw<'_>, at: At, record: Option<&[u8]>) -> Result<Block, Fault> {
         let here = keys::of_run(at.0, at.1);
-        let after = table.range::<&[u8]>((Bound::Excluded(&here[..]), Bound::Unbounded))?.next().transpose()?;
-        let until = after.map(|(key, _)| place_of(key.value()));
+        let mut until = None;
+        for row in table.range::<&[u8]>((Bound::Excluded(&here[..]), Bound::Unbounded))? {
+            // A key that is too long may stand for this very place, and who goes on from there would never get further.
+            let place = place_of(row?.0.value());
+            if place > at {
+                until = Some(place);
+                break;
+            }
+        }
         let empty =
             |start, stored| Block { start, end: until, until, stored, changed: false, steps: Vec::new(), gap: None };
         let Some((key, value)) = table.range::<&[u8]>(..=&here[..])?.next_back().transpose()? else {

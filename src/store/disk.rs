@@ -228,7 +228,8 @@ impl Disk {
         self.last_id = RunId::from_bytes(id.to_be_bytes());
         let now = self.clock.monotonic();
         // No number is given out twice, also where its blob is gone: a fold that was cut off may free it again.
-        self.next_blob = self.next_blob.max(number(meta::BLOB)?);
+        let last_blob = snapshot.open_table(BLOBS)?.last()?.map_or(0, |(id, _)| id.value());
+        self.next_blob = self.next_blob.max(number(meta::BLOB)?).max(last_blob.saturating_add(1));
         if self.options.hooks.plants(Bug::BlobNumberReused) {
             self.next_blob = 1;
         }

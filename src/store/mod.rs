@@ -383,11 +383,21 @@ impl Store {
         &self,
         read: impl Fn(&view::View<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
+        self.read_then(read, Ok).await
+    }
+
+    /// Reads, and works on what was read once the view is gone, since commits wait for that; both off the async threads.
+    async fn read_then<R: 'static, T: Send + 'static>(
+        &self,
+        read: impl Fn(&view::View<'_>) -> Result<R, Fault> + Send + 'static,
+        then: impl FnOnce(R) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
         match self.inner.placement {
-            Placement::Inline => self.read_retrying(read),
+            Placement::Inline => Ok(then(self.read_retrying(read)?)?),
             Placement::Threads => {
                 let store = self.clone();
-                let task = tokio::task::spawn_blocking(move || store.read_retrying(read));
+                let work = move || -> Result<T, Error> { Ok(then(store.read_retrying(read)?)?) };
+                let task = tokio::task::spawn_blocking(work);
                 // Cancelled: the tokio runtime is going. A panic: the file is damaged in a way that redb trips over.
                 task.await.map_err(|error| if error.is_panic() { Fault::Panicked.into() } else { Error::ShutDown })?
             }

@@ -56,7 +56,9 @@ impl Store {
             let end = keys::after_prefix(&prefix);
             let range = (Bound::Included(&first[..]), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
             view.scan(Table::ByStatus, range, Direction::Forward, &mut |key, _| {
-                let Some(run) = keys::read_run(key) else { return Ok(ControlFlow::Continue(())) };
+                // One that is longer or shorter might lead back to where the slice began.
+                let run = key.strip_prefix(&prefix[..]).and_then(RunId::from_slice);
+                let Some(run) = run else { return Ok(ControlFlow::Continue(())) };
                 if runs.len() >= SLICE_RUNS || bytes >= SLICE_BYTES {
                     next = Some(run);
                     return Ok(ControlFlow::Break(()));

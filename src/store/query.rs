@@ -2,18 +2,22 @@
 //! are found by leaping from one index to the next.
 //!
 //! A long search is cut into chunks, each over a view of its own: every run is judged whole within one view, and no view is
-//! held long.
+//! held long, be it that much is looked through or that much is found. What was found is decoded when its view is gone.
 
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::read::{Names, assemble, names, rowset};
+use bytes::Bytes;
+
+use super::read::{Names, Rowset, assemble, names, rowset};
 use super::tables::Table;
-use super::view::{Direction, Rows, View};
+use super::view::View;
 use super::{Fault, Store};
+use crate::codec::Corrupted;
 use crate::codec::keys::{self, Key};
 use crate::error::Error;
 use crate::id::RunId;
+use crate::limits::SLICE_BYTES;
 use crate::run::{Run, RunFilter, RunStatus};
 
 /// Seeks in an index before a new view is taken.
@@ -51,8 +55,10 @@ fn greatest(view: &View<'_>, table: Table, prefix: &Key, upto: RunId) -> Result<
     let mut upper = prefix.to_vec();
     upper.extend_from_slice(upto.as_bytes());
     let range = (Bound::Included(&prefix[..]), Bound::Included(&upper[..]));
-    let found = view.first(table, range, Direction::Backward)?;
-    Ok(found.and_then(|(key, _)| keys::read_run(&key)))
+    let Some(key) = view.last_key(table, range)? else { return Ok(None) };
+    // A key of another length may end in a run above `upto`, and a search that goes up again never ends.
+    let run = key.strip_prefix(&prefix[..]).and_then(RunId::from_slice);
+    Ok(Some(run.ok_or_else(|| Corrupted::new(table, &key, "not of a run"))?))
 }
 
 /// Pending runs and leased ones stand together; the leased are those that execute.
@@ -84,20 +90,20 @@ impl Search {
         Search { upto, skip: filter.offset, left: filter.limit_or_default(), filter }
     }
 
-    /// One chunk: gives the runs found with what `take` makes of them.
+    /// One chunk: gives what `take` has of the runs found, which says how many bytes that is, and the names of jobs.
     fn chunk<T>(
         &mut self,
         view: &View<'_>,
-        take: impl Fn(&Names, RunId) -> Result<Option<T>, Fault>,
-    ) -> Result<Vec<T>, Fault> {
+        take: impl Fn(RunId) -> Result<Option<(T, usize)>, Fault>,
+    ) -> Result<(Vec<T>, Names), Fault> {
         let mut found = Vec::new();
         let names = names(view)?;
         let Some(sources) = self.sources(&names) else {
             self.upto = None;
-            return Ok(found);
+            return Ok((found, names));
         };
-        let mut seeks = 0;
-        'runs: while self.left > 0 && seeks < SEEKS_MAX {
+        let (mut seeks, mut bytes) = (0, 0);
+        'runs: while self.left > 0 && seeks < SEEKS_MAX && bytes < SLICE_BYTES {
             let Some(mut upto) = self.upto else { break };
             // Every index is asked for its greatest run up to the smallest that the others gave, until all give the same.
             let mut agreed = 0;
@@ -120,12 +126,13 @@ impl Search {
             self.upto = before(upto);
             if self.skip > 0 {
                 self.skip -= 1;
-            } else if let Some(taken) = take(&names, upto)? {
+            } else if let Some((taken, taken_bytes)) = take(upto)? {
                 found.push(taken);
+                bytes += taken_bytes;
                 self.left -= 1;
             }
         }
-        Ok(found)
+        Ok((found, names))
     }
 
     /// The conditions as indexes; `None` where one of them names something that does not exist.
@@ -165,14 +172,17 @@ impl Store {
         filter.validate()?;
         let payloads = !filter.without_payloads;
         let owner = self.owner().clone();
-        self.search(filter, move |view, names, run| {
-            let Some(rows) = rowset(view, run, payloads)? else { return Ok(None) };
-            let mut run = assemble(run, rows, names, &owner)?;
-            if !payloads {
-                run.input = None;
-            }
-            Ok(Some(run))
-        })
+        self.search(
+            filter,
+            move |view, run| rows_of(view, run, payloads),
+            move |(run, rows), names| {
+                let mut run = assemble(run, rows, names, &owner)?;
+                if !payloads {
+                    run.input = None;
+                }
+                Ok(run)
+            },
+        )
         .await
     }
 
@@ -180,29 +190,37 @@ impl Store {
     pub(crate) async fn find_runs(&self, filter: RunFilter) -> Result<Vec<RunId>, Error> {
         filter.validate()?;
         let limit = filter.limit.unwrap_or(usize::MAX);
-        self.search(filter.limit(limit), |_, _, run| Ok(Some(run))).await
+        self.search(filter.limit(limit), |_, run| Ok(Some((run, 0))), |run, _| Ok(run)).await
     }
 
-    async fn search<T: Send + 'static>(
+    /// What `make` makes of what `take` has taken.
+    async fn search<R: 'static, T: Send + 'static>(
         &self,
         filter: RunFilter,
-        take: impl Fn(&View<'_>, &Names, RunId) -> Result<Option<T>, Fault> + Send + Sync + 'static,
+        take: impl Fn(&View<'_>, RunId) -> Result<Option<(R, usize)>, Fault> + Send + Sync + 'static,
+        make: impl Fn(R, &Names) -> Result<T, Fault> + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error> {
-        let take = Arc::new(take);
+        let (take, make) = (Arc::new(take), Arc::new(make));
         let search = Arc::new(std::sync::Mutex::new(Search::new(filter)));
         let mut found = Vec::new();
         loop {
-            let (take, searching) = (take.clone(), search.clone());
+            let (take, make, searching) = (take.clone(), make.clone(), search.clone());
             let (chunk, over) = self
-                .read(move |view| {
-                    // A chunk that fails is searched again from where it began.
-                    let mut held = searching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let mut search = held.clone();
-                    let chunk = search.chunk(view, |names, run| take(view, names, run))?;
-                    let over = search.is_over();
-                    *held = search;
-                    Ok((chunk, over))
-                })
+                .read_then(
+                    move |view| {
+                        // A chunk that fails is searched again from where it began.
+                        let mut held = searching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        let mut search = held.clone();
+                        let (taken, names) = search.chunk(view, |run| take(view, run))?;
+                        let over = search.is_over();
+                        *held = search;
+                        Ok((taken, names, over))
+                    },
+                    move |(taken, names, over): (Vec<R>, Names, bool)| {
+                        let made: Result<Vec<T>, Fault> = taken.into_iter().map(|run| make(run, &names)).collect();
+                        Ok((made?, over))
+                    },
+                )
                 .await?;
             found.extend(chunk);
             if over {
@@ -212,8 +230,74 @@ impl Store {
     }
 }
 
+/// A run's rows, and how many bytes they are. The input is read in any case.
+fn rows_of(view: &View<'_>, run: RunId, payloads: bool) -> Result<Option<((RunId, Rowset), usize)>, Fault> {
+    let Some(mut rows) = rowset(view, run, payloads)? else { return Ok(None) };
+    if !payloads {
+        rows.input = Bytes::new();
+    }
+    let bytes = rows.bytes;
+    Ok(Some(((run, rows), bytes)))
+}
+
 /// The run id before this one.
 fn before(run: RunId) -> Option<RunId> {
     let before = u128::from_be_bytes(*run.as_bytes()).checked_sub(1)?;
     Some(RunId::from_bytes(before.to_be_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::SharedMemory;
+    use super::super::disk::Disk;
+    use super::super::file::{Medium, OpenOptions};
+    use super::super::stage::Stage;
+    use super::*;
+    use crate::codec;
+    use crate::codec::records::RunRecord;
+    use crate::time::{SystemClock, Timestamp};
+
+    #[test]
+    fn a_view_of_a_list_is_held_for_no_more_than_a_slice_and_one_run() {
+        let medium = Medium::Memory(SharedMemory::default());
+        let clock = Arc::new(SystemClock::default());
+        let mut disk = Disk::open(medium, OpenOptions::default(), clock, false).expect("opens");
+        let record = RunRecord {
+            job: 1,
+            created_at: Timestamp::from_millis(0),
+            idempotency_key: None,
+            idempotency_ttl_ms: None,
+            keys: Vec::new(),
+            priority: 0,
+            labels: Vec::new(),
+            fingerprint: [0; 16],
+            retriggered_from: None,
+            deadline: None,
+            forked_from: None,
+            continued_from: None,
+            version: 0,
+            parent: None,
+            not_before: None,
+            ticket: None,
+            schedule: None,
+        };
+        let row = codec::seal(&record, format!("{:?}", "x".repeat(50 << 10)).as_bytes());
+        let mut stage = Stage::default();
+        for run in 1..=200 {
+            stage.insert(Table::Runs, keys::run(RunId::numbered(run)), row.clone());
+        }
+        disk.commit(&stage, 0, RunId::numbered(200), &mut Vec::new(), |_| ()).expect("commits");
+
+        let shared = disk.shared().clone();
+        for payloads in [true, false] {
+            let (mut search, mut found) = (Search::new(RunFilter::new().limit(1_000)), Vec::new());
+            while !search.is_over() {
+                let view = shared.view().expect("a view");
+                let (taken, _) = search.chunk(&view, |run| rows_of(&view, run, payloads)).expect("reads");
+                assert!(taken.len() * row.len() < SLICE_BYTES + row.len(), "{} runs at once", taken.len());
+                found.extend(taken.into_iter().map(|(run, _)| run));
+            }
+            assert!(found.into_iter().eq((1..=200).rev().map(RunId::numbered)));
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::blocks::Indexed;
 use super::tables::Table;
 use super::view::{Rows, View};
 use super::{Fault, Store};
@@ -32,6 +33,8 @@ pub(crate) struct Rowset {
     pub(crate) state: StateRecord,
     pub(crate) input: Bytes,
     pub(crate) output: Option<Bytes>,
+    /// Of all rows that were read.
+    pub(super) bytes: usize,
 }
 
 /// A checkpoint as a replaying run keeps it.
@@ -139,23 +142,32 @@ impl Store {
 
     /// The steps of a run by index.
     pub(crate) async fn get_steps(&self, run: RunId) -> Result<Vec<StepInfo>, Error> {
-        self.read(move |view| {
-            let mut steps = Vec::new();
-            let unused = match view.get(Table::States, run.as_bytes())? {
-                Some(row) => codec::open::<StateRecord>(Table::States, run.as_bytes(), &row)?.0.unused,
-                None => Vec::new(),
-            };
-            view.steps(run, &mut |index, row| {
-                let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
-                if record.kind == StepKind::SEGMENT {
-                    count_items(&mut steps, &output);
-                } else {
-                    steps.push(step_info(run, index, record, &output, &unused)?);
+        self.read_then(
+            move |view| {
+                let unused = match view.get(Table::States, run.as_bytes())? {
+                    Some(row) => codec::open::<StateRecord>(Table::States, run.as_bytes(), &row)?.0.unused,
+                    None => Vec::new(),
+                };
+                let mut rows = Vec::new();
+                view.steps(run, &mut |index, row| {
+                    rows.push((index, row));
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                Ok((rows, unused))
+            },
+            move |(rows, unused): (Vec<Indexed>, Vec<u32>)| {
+                let mut steps = Vec::new();
+                for (index, row) in rows {
+                    let (record, output) = codec::open::<StepRecord>(Table::Steps, &keys::of_run(run, index), &row)?;
+                    if record.kind == StepKind::SEGMENT {
+                        count_items(&mut steps, &output);
+                    } else {
+                        steps.push(step_info(run, index, record, &output, &unused)?);
+                    }
                 }
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok(steps)
-        })
+                Ok(steps)
+            },
+        )
         .await
     }
 
@@ -273,9 +285,13 @@ pub(super) fn names(view: &View<'_>) -> Result<Names, Fault> {
 pub(super) fn rowset(view: &View<'_>, run: RunId, payloads: bool) -> Result<Option<Rowset>, Fault> {
     let key = run.as_bytes();
     let Some(row) = view.get(Table::Runs, key)? else { return Ok(None) };
+    let mut bytes = row.len();
     let (record, input) = codec::open::<RunRecord>(Table::Runs, key, &row)?;
     let (mut state, with_state) = match view.get(Table::States, key)? {
-        Some(row) => codec::open::<StateRecord>(Table::States, key, &row)?,
+        Some(row) => {
+            bytes += row.len();
+            codec::open::<StateRecord>(Table::States, key, &row)?
+        }
         None => Default::default(),
     };
     if let Some(live) = view.live(run) {
@@ -289,15 +305,16 @@ pub(super) fn rowset(view: &View<'_>, run: RunId, payloads: bool) -> Result<Opti
         Some(with_state)
     } else {
         let row = view.get(Table::Outputs, key)?;
+        bytes += row.as_ref().map_or(0, Bytes::len);
         row.map(|row| codec::open::<()>(Table::Outputs, key, &row)).transpose()?.map(|(_, output)| output)
     };
-    Ok(Some(Rowset { record, state, input, output }))
+    Ok(Some(Rowset { record, state, input, output, bytes }))
 }
 
 /// A public run from its rows.
 pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>) -> Result<Run, Fault> {
     let key = run.as_bytes();
-    let Rowset { record, state, input, output } = rows;
+    let Rowset { record, state, input, output, .. } = rows;
     let status =
         RunStatus::from_byte(state.status).ok_or_else(|| Corrupted::new(Table::States, key, "unknown status"))?;
     // Empty where the row with the name can't be read.

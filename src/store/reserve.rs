@@ -19,10 +19,12 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// Holds `<name>.reserve`. A disk that is already full is no error: there just is no reserve, until [`Self::restore`].
+    /// Holds `<name>.reserve`, beside the file that is there and not beside a symbolic link to it: that may be on another disk. A
+    /// disk that is already full is no error: there just is no reserve, until [`Self::restore`].
     pub(crate) fn hold(medium: &Medium) -> io::Result<Self> {
         let path = match medium {
             Medium::File(path) => {
+                let path = fs::canonicalize(path)?;
                 let mut name = path.file_name().unwrap_or_default().to_os_string();
                 name.push(".reserve");
                 Some(path.with_file_name(name))
@@ -43,6 +45,11 @@ impl Reserve {
 
     pub(crate) fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// There should be one, and the disk has no room for it.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.path.is_some() && !self.held
     }
 
     /// Frees the blocks. False where there were none to free.
@@ -100,14 +107,16 @@ mod tests {
     fn a_reserve_is_given_up_and_restored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("jobs.redb");
+        fs::write(&path, b"").unwrap();
         let file = path.with_file_name("jobs.redb.reserve");
         let mut reserve = Reserve::hold(&Medium::File(path.clone())).unwrap();
         assert!(fs::metadata(&file).unwrap().blocks() * 512 >= RESERVE_BYTES);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(reserve.give_up().unwrap());
-        assert!(!file.exists() && !reserve.is_held());
+        assert!(!file.exists() && !reserve.is_held() && reserve.is_missing());
         assert!(!reserve.give_up().unwrap());
         reserve.restore().unwrap();
+        assert!(reserve.is_held() && !reserve.is_missing());
         drop(reserve);
         assert!(Reserve::hold(&Medium::File(path.clone())).unwrap().is_held());
 
@@ -115,6 +124,20 @@ mod tests {
         assert_eq!(Reserve::hold(&Medium::File(path)).unwrap_err().kind(), ErrorKind::AlreadyExists);
 
         let mut nothing = Reserve::hold(&Medium::Memory(SharedMemory::default())).unwrap();
-        assert!(!nothing.give_up().unwrap());
+        assert!(!nothing.give_up().unwrap() && !nothing.is_missing());
+    }
+
+    #[test]
+    fn a_reserve_lies_beside_the_file_that_a_link_leads_to() {
+        let (linked, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, path) = (linked.path().join("link"), dir.path().join("jobs.redb"));
+        fs::write(&path, b"").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut reserve = Reserve::hold(&Medium::File(link)).unwrap();
+        let file = dir.path().join("jobs.redb.reserve");
+        assert!(file.is_file());
+        assert_eq!(fs::read_dir(linked.path()).unwrap().count(), 1);
+        assert!(reserve.give_up().unwrap());
+        assert!(!file.exists());
     }
 }

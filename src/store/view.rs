@@ -142,6 +142,16 @@ impl<'a> View<'a> {
         self.walk(None, table, range, Direction::Forward, visit)
     }
 
+    /// The last key of a range. Its value is not looked at.
+    pub(super) fn last_key(&self, table: Table, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Result<Option<Vec<u8>>, Fault> {
+        let mut found = None;
+        self.walk(None, table, range, Direction::Backward, &mut |key, _| {
+            found = Some(key.to_vec());
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+
     /// A run's steps as they stand, with references where records are large.
     pub(super) fn stored_steps(&self, run: RunId) -> Result<Vec<Indexed>, Fault> {
         self.all_steps(None, run)
@@ -166,6 +176,9 @@ impl<'a> View<'a> {
         let Some(blob) = BlobRef::of(&value) else { return Ok(value) };
         let blobs = self.snapshot()?.open_table(BLOBS)?;
         let row = blobs.get(blob.id)?.ok_or_else(|| Corrupted::new(table, key, "its blob is missing"))?;
+        if row.value().len() as u64 != u64::from(blob.bytes) {
+            return Err(Corrupted::new(table, key, "its blob is another row's").into());
+        }
         Ok(Bytes::copy_from_slice(row.value()))
     }
 

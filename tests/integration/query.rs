@@ -1,9 +1,12 @@
 //! Reading runs.
 
 use durably::{Durably, Error, JobError, JobHandle, Run, RunFilter, RunId, RunStatus};
+use redb::ReadableTable;
 use serde_json::json;
 
-use super::support::{Gate, ManualClock, TempFile, echo, failing, gated, job_with, memory, paused, run_of, within};
+use super::support::{
+    Gate, ManualClock, TempFile, change, echo, failing, gated, job_with, memory, paused, run_of, within,
+};
 
 fn ids(runs: &[Run]) -> Vec<RunId> {
     runs.iter().map(|run| run.id).collect()
@@ -190,6 +193,28 @@ async fn leased_and_pending_runs_are_told_apart_also_after_a_crash() {
     assert_eq!(find(&durably, status(RunStatus::Pending)).await, runs);
     let counts = durably.stats().await.expect("reads").jobs.remove(0);
     assert_eq!((counts.count(RunStatus::Pending), counts.count(RunStatus::Leased)), (9, 0));
+}
+
+#[tokio::test]
+async fn a_search_ends_whatever_a_damaged_key_of_an_index_says() {
+    let file = TempFile::new();
+    let durably = file.open().await;
+    let job = durably.register(echo("job")).expect("registers");
+    within(job.trigger_and_wait(1)).await.expect("completes");
+    durably.shutdown().await.expect("closes");
+    change::<&[u8]>(&file, "by_status", |table| {
+        let completed = table.first().expect("reads").expect("the run").0.value()[0];
+        // Before every run, and it ends in the greatest of all.
+        let damaged = [&[completed, 0][..], &[0xff; 16]].concat();
+        table.insert(&damaged[..], &b""[..]).expect("inserts");
+    });
+
+    let durably = file.open_paused().await;
+    let completed = RunFilter::new().status(RunStatus::Completed);
+    let found = within(durably.get_runs(completed.clone())).await;
+    assert!(matches!(&found, Err(Error::Corrupted { table: "by_status", key, .. }) if key.len() == 36), "{found:?}");
+    let cancelled = within(durably.cancel_where(completed)).await;
+    assert!(matches!(cancelled, Err(Error::Corrupted { table: "by_status", .. })), "{cancelled:?}");
 }
 
 /// Small ones stand with their run's state, larger ones in a row of their own, the largest in one of several pages.

@@ -175,6 +175,18 @@ impl TempFile {
     }
 }
 
+/// Changes a table of a closed file behind the library's back.
+pub fn change<K: redb::Key + 'static>(
+    file: &TempFile,
+    table: &str,
+    change: impl FnOnce(&mut redb::Table<'_, K, &'static [u8]>),
+) {
+    let db = redb::Database::open(file.path()).expect("opens");
+    let txn = db.begin_write().expect("begins");
+    change(&mut txn.open_table(redb::TableDefinition::new(table)).expect("opens"));
+    txn.commit().expect("commits");
+}
+
 /// A job that gives its input back.
 pub fn echo(name: &str) -> Job<u32, u32> {
     Job::new(name, |_: Step, input: u32| async move { Ok(input) })

@@ -40,18 +40,6 @@ async fn verifying_reads_a_file_and_changes_no_byte_of_it() {
     }
 }
 
-/// Changes a table of a closed file behind the library's back.
-fn change<K: redb::Key + 'static>(
-    file: &TempFile,
-    table: &str,
-    change: impl FnOnce(&mut redb::Table<'_, K, &'static [u8]>),
-) {
-    let db = redb::Database::open(file.path()).expect("opens");
-    let txn = db.begin_write().expect("begins");
-    change(&mut txn.open_table(redb::TableDefinition::new(table)).expect("opens"));
-    txn.commit().expect("commits");
-}
-
 #[tokio::test]
 async fn verifying_names_table_and_key_of_what_is_wrong() {
     let file = TempFile::new();

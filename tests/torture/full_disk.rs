@@ -46,21 +46,25 @@ async fn trigger(job: &JobHandle<String, usize>, nth: u64) -> Result<durably::Ru
     Ok(job.trigger("x".repeat(100 << 10)).idempotency_key(format!("{nth}")).await?.id())
 }
 
-async fn goes_on_after_a_full_disk(disk: Mounted) {
-    let durably = Durably::builder().paused(true).open(disk.path("jobs.redb")).await.expect("opens");
-    let job = durably.register(job()).expect("registers");
-    let mut acked = vec![trigger(&job, 0).await.expect("triggers")];
-    // Somebody else takes what there is.
-    let filler = disk.path("filler");
+/// Somebody else takes what there is.
+fn fill(filler: &Path) {
     let mut bytes = 1 << 20;
     let mut filled = Vec::new();
     while bytes >= 4096 {
         filled.resize(filled.len() + bytes, 1);
-        if fs::write(&filler, &filled).is_err() {
+        if fs::write(filler, &filled).is_err() {
             filled.truncate(filled.len() - bytes);
             bytes /= 2;
         }
     }
+}
+
+async fn goes_on_after_a_full_disk(disk: Mounted) {
+    let durably = Durably::builder().paused(true).open(disk.path("jobs.redb")).await.expect("opens");
+    let job = durably.register(job()).expect("registers");
+    let mut acked = vec![trigger(&job, 0).await.expect("triggers")];
+    let filler = disk.path("filler");
+    fill(&filler);
     let mut nth = 0;
     let unknown = loop {
         nth += 1;
@@ -89,23 +93,76 @@ async fn goes_on_after_a_full_disk(disk: Mounted) {
     assert!(durably::verify(disk.path("jobs.redb")).await.expect("reads").is_sound());
 }
 
-#[tokio::test]
-async fn a_full_tmpfs_is_waited_for() {
-    match Mounted::new(|_, at| run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"durably-test", &at])) {
-        Some(disk) => goes_on_after_a_full_disk(disk).await,
-        None => eprintln!("skipped: no tmpfs can be mounted here"),
-    }
+/// Room for what opening writes, and not for a reserve.
+const LEFT: u64 = 512 << 10;
+
+async fn opens_on_a_full_disk(disk: Mounted) {
+    let open = || Durably::builder().paused(true).open(disk.path("jobs.redb"));
+    let durably = open().await.expect("opens");
+    trigger(&durably.register(job()).expect("registers"), 0).await.expect("triggers");
+    durably.shutdown().await.expect("closes");
+    let (filler, reserve) = (disk.path("filler"), disk.path("jobs.redb.reserve"));
+    fill(&filler);
+    let file = fs::File::options().write(true).open(&filler).expect("opens");
+    file.set_len(file.metadata().expect("is there").len() - LEFT).expect("cuts");
+    drop(file);
+
+    let durably = open().await.expect("opens");
+    assert_eq!(durably.health(), Health::Degraded);
+    let job = durably.register(job()).expect("registers");
+    fs::remove_file(&filler).expect("removes");
+    trigger(&job, 1).await.expect("triggers");
+    assert!(durably.health() == Health::Ok && reserve.exists());
+    durably.shutdown().await.expect("closes");
+    assert!(!reserve.exists());
+    assert!(durably::verify(disk.path("jobs.redb")).await.expect("reads").is_sound());
 }
 
-#[tokio::test]
-async fn a_full_ext4_is_waited_for() {
+fn tmpfs() -> Option<Mounted> {
+    let mounted =
+        Mounted::new(|_, at| run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"durably-test", &at]));
+    if mounted.is_none() {
+        eprintln!("skipped: no tmpfs can be mounted here");
+    }
+    mounted
+}
+
+fn ext4() -> Option<Mounted> {
     let mounted = Mounted::new(|dir, at| {
         let image = dir.join("image");
         let file = fs::File::create(&image).and_then(|file| file.set_len(24 << 20));
         file.is_ok() && run("mkfs.ext4", &[&"-q", &"-F", &image]) && run("mount", &[&"-o", &"loop", &image, &at])
     });
-    match mounted {
-        Some(disk) => goes_on_after_a_full_disk(disk).await,
-        None => eprintln!("skipped: no ext4 can be mounted over a file here"),
+    if mounted.is_none() {
+        eprintln!("skipped: no ext4 can be mounted over a file here");
+    }
+    mounted
+}
+
+#[tokio::test]
+async fn a_full_tmpfs_is_waited_for() {
+    if let Some(disk) = tmpfs() {
+        goes_on_after_a_full_disk(disk).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_ext4_is_waited_for() {
+    if let Some(disk) = ext4() {
+        goes_on_after_a_full_disk(disk).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_on_a_full_tmpfs_is_opened_degraded_until_there_is_room() {
+    if let Some(disk) = tmpfs() {
+        opens_on_a_full_disk(disk).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_on_a_full_ext4_is_opened_degraded_until_there_is_room() {
+    if let Some(disk) = ext4() {
+        opens_on_a_full_disk(disk).await;
     }
 }

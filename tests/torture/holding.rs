@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use durably::testing::suites::Failpoint;
 use durably::{Durably, Error};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 
@@ -90,6 +91,25 @@ fn p14_a_holder_that_lets_go_is_waited_for() {
         holder.status();
         waiting.join().expect("no panic").expect("P14: it is there once the holder is gone");
     });
+}
+
+#[test]
+fn a_holder_gives_its_reserve_up_before_it_lets_go() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, reserve) = (directory.path().join("jobs.redb"), directory.path().join("jobs.redb.reserve"));
+    let (saw, seen) = std::sync::mpsc::channel();
+    let at_close = reserve.clone();
+    let builder = Durably::builder().at_failpoint(move |point| {
+        if point == Failpoint::FoldedAtClose {
+            saw.send(at_close.exists()).expect("the test is there");
+        }
+    });
+    on_threads(2).block_on(async {
+        let durably = builder.open(&path).await.expect("opens");
+        assert!(reserve.exists());
+        durably.shutdown().await.expect("a clean end");
+    });
+    assert_eq!(seen.try_recv(), Ok(false), "after this the file, and what lies beside it, may be another's");
 }
 
 /// The open file of a holder, shared as a child shares it that was forked and runs no other program.

@@ -277,6 +277,27 @@ fn clearing_takes_a_run_out_of_blocks_that_others_share() {
 }
 
 #[test]
+fn clearing_goes_past_a_key_that_is_too_long() {
+    let mut pair = Pair::new();
+    pair.fold(&[(1, false, records(0..150, 300)), (2, false, records(0..150, 300))]);
+    let (start, _) = pair.blocks().remove(1);
+    assert_eq!(start.0, RunId::numbered(1), "a block that is cleared, with others before and behind");
+    let txn = pair.db.begin_write().unwrap();
+    let key = [&keys::of_run(start.0, start.1)[..], &[0]].concat();
+    txn.open_table(Table::Steps.definition()).unwrap().insert(&key[..], &b"damaged"[..]).unwrap();
+    txn.commit().unwrap();
+
+    pair.fold(&[(1, true, BTreeMap::new())]);
+    let txn = pair.db.begin_read().unwrap();
+    for row in txn.open_table(Table::Steps.definition()).unwrap().iter().unwrap() {
+        let (key, block) = row.unwrap();
+        let steps = read(key.value(), block.value()).unwrap_or_default();
+        assert!(steps.iter().all(|((run, _), _)| *run != RunId::numbered(1)));
+    }
+    assert!(pair.read(2).unwrap() == pair.expected(2));
+}
+
+#[test]
 fn a_block_of_before_there_were_checksums_is_read_and_appended_to() {
     let mut pair = Pair::new();
     let old: Vec<u8> =

@@ -418,6 +418,32 @@ fn a_blob_that_two_checkpoints_name_is_a_problem_in_the_tail_and_in_blocks() {
 }
 
 #[test]
+fn a_reference_to_a_blob_of_another_length_is_a_row_that_cannot_be_read() {
+    let mut disk = open(&SharedMemory::default(), Size::default());
+    let mut stage = Stage::default();
+    stage.put(Table::Outputs, &b"large"[..], vec![7; INLINE_BYTES_MAX + 1]);
+    stage.put(Table::Outputs, &b"other"[..], BlobRef { id: 1, bytes: INLINE_BYTES_MAX as u32 + 2 }.to_value());
+    disk.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
+    let view = disk.shared().view().expect("a view");
+    let large = view.get(Table::Outputs, b"large").expect("reads").expect("is there");
+    assert_eq!(large.len(), INLINE_BYTES_MAX + 1);
+    let other = view.get(Table::Outputs, b"other");
+    assert!(matches!(other, Err(Fault::Corrupted(Corrupted { table: "outputs", .. }))), "{other:?}");
+}
+
+#[test]
+fn the_number_of_a_blob_that_is_there_is_not_given_out() {
+    let memory = SharedMemory::default();
+    let disk = open(&memory, Size::default());
+    let handle = disk.shared.handle().expect("open");
+    let txn = handle.db.begin_write().expect("begins");
+    txn.open_table(BLOBS).expect("there").insert(7u64, &b"of nobody"[..]).expect("inserts");
+    txn.commit().expect("commits");
+    drop((handle, disk));
+    assert_eq!(open(&memory, Size::default()).next_blob, 8);
+}
+
+#[test]
 fn folding_begins_with_age_and_with_size() {
     #[derive(Debug)]
     struct Still(std::sync::atomic::AtomicU64);

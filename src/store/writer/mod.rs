@@ -307,6 +307,8 @@ impl Writer {
         writer.rebuild()?;
         writer.disk.fold_all()?;
         writer.publisher.condition.set_sequence(writer.disk.next_sequence() - 1);
+        // On a disk that is full the reserve is made when there is room, after some group.
+        writer.publisher.condition.set_degraded(writer.reserve.is_missing());
         Ok(writer)
     }
 
@@ -726,11 +728,12 @@ impl Writer {
                 op => op.settle(Some(Error::ShutDown)),
             }
         }
-        let closed = self.disk.close();
-        self.config.hooks.pass(Failpoint::Closed);
+        // While the file is locked: after that it may be the reserve of who has it next. What it frees may be what folding needs.
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve is left beside the file");
         }
+        let closed = self.disk.close();
+        self.config.hooks.pass(Failpoint::Closed);
         self.publisher.events.close();
         self.publisher.bell.silence();
         let mut failure = away.then_some(Fault::Away);

@@ -260,6 +260,10 @@ impl Writer {
                 && !(self.config.hooks.plants(Bug::IdempotencyFromStaleRead) && turn.creates(run))
                 && let Some(held) = turn.load(run)?
             {
+                if held.record.job != job || held.record.idempotency_key.as_ref() != Some(&idempotency.key) {
+                    let key = keys::idempotency(job, &idempotency.key);
+                    return Err(codec::Corrupted::new(Table::Idempotency, &key, "its run has another key").into());
+                }
                 let status = if earlier.replaced_runs.contains(&run) { RunStatus::Cancelled } else { held.status() };
                 if in_force(idempotency, status, expired(&held.record, turn.now)) {
                     let input_differs = held.record.fingerprint != item.fingerprint;
