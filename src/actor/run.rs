@@ -297,18 +297,21 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
         _ => (0, false),
     };
     let admitted = execution.means.store.admit_body(bytes).await;
-    let stopped = execution.release().and_then(Arc::into_inner).map(Alive::report).is_some();
+    let alive = execution.release().map(Arc::try_unwrap);
     let end = End {
         run: start.run,
         generation: start.generation,
         outcome,
-        stopped,
+        stopped: matches!(alive, Some(Ok(_))),
         duration: execution.elapsed_since(began),
         notes: execution.take_notes(),
         unused: if completed { execution.unused() } else { Vec::new() },
     };
+    let shared = alive.and_then(|alive| alive.map(Alive::report).err());
     // Nothing is left to do for the answer; the writer has the end and keeps it over an outage.
     drop(execution.means.store.submit(Op::end, end, admitted));
+    // Held until here: a body that is gone before its end has come is taken for one that never had one, and runs again.
+    drop(shared);
 }
 
 fn flush_notes(execution: &Execution) {

@@ -4,6 +4,7 @@ mod actors;
 mod api_shape;
 mod backup;
 mod batch;
+mod blocking;
 mod cancel;
 mod change;
 mod children;
