@@ -147,8 +147,8 @@ impl Step {
     /// `blocking_threads`.
     ///
     /// It can't be stopped: after a cancel or a timeout the run still holds its concurrency key and its slot until the code
-    /// has returned, and a shutdown leaves it behind after the grace. An attempt after a timeout waits, on a thread of its own,
-    /// until the one before has returned.
+    /// has returned, and a shutdown leaves it behind after the grace. One that still waits for a thread then is not begun any
+    /// more. An attempt after a timeout waits, on a thread of its own, until the one before has returned.
     #[track_caller]
     pub fn run_blocking<'a, T, F>(&self, key: impl Into<StepKey>, body: F) -> StepRun<'a, T>
     where

@@ -598,8 +598,16 @@ pub(super) async fn on_thread<T: Send + 'static>(
 ) -> JobResult<T> {
     let (sender, result) = oneshot::channel();
     let (run, generation) = (execution.start.run, execution.start.generation);
-    let alive = execution.alive();
+    let (alive, of) = (execution.alive(), execution.clone());
     let task = Box::new(move || {
+        // It may have waited long for a thread. What nobody awaits any more, or may not be recorded, does not begin.
+        let begins = !sender.is_closed() && !of.is_cancelled() && !of.is_over();
+        drop(of);
+        if !begins {
+            drop(body);
+            drop(alive);
+            return;
+        }
         let caught = {
             let _entered = current::enter(run, generation, Some(&step));
             std::panic::catch_unwind(AssertUnwindSafe(body))
@@ -613,7 +621,11 @@ pub(super) async fn on_thread<T: Send + 'static>(
         Ok(Ok(result)) => result,
         // The panic goes on in the body that called the step.
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(_) => never().await,
+        // It did not begin.
+        Err(_) => {
+            execution.stuck();
+            never().await
+        }
     }
 }
 
