@@ -607,6 +607,12 @@ impl Ticket {
         self.parked = true;
         self.execution.parked.fetch_add(1, Ordering::Relaxed);
         self.execution.set_busy(false);
+        // Counted before the cancel is looked for; a cancel is said before it looks for what is counted: one of the two sees the
+        // other.
+        fence(Ordering::SeqCst);
+        if self.execution.is_cancelled() {
+            self.execution.stuck();
+        }
         false
     }
 

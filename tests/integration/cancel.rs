@@ -1,11 +1,12 @@
 //! Cancel: the commit decides, the token fires at once, a body that watches gets its grace.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use durably::{Durably, Error, Health, Job, RunFilter, RunStatus, Step};
 
 use crate::support::{
-    Count, Gate, OnDrop, echo, ended, failing, gated, job_with, memory, next_event, paused, run_of, within,
+    Count, Gate, OnDrop, Stalling, echo, ended, failing, gated, job_with, memory, next_event, paused, run_of, within,
 };
 
 /// Longer than any test.
@@ -345,6 +346,39 @@ async fn p_canc_11_a_cancelled_run_holds_key_and_slot_until_its_body_has_stopped
         assert_eq!(run_of(&durably, next.id()).await.status, RunStatus::Pending);
         stopping.open();
         next.output().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_in_the_group_in_which_a_step_begins_to_wait_frees_key_and_slot() {
+    within(async {
+        let (clock, runtime) = (Stalling::default(), Arc::new(OnceLock::<Durably>::new()));
+        let job = job_with("job", (clock.clone(), runtime.clone()), |step: Step, input, (clock, runtime)| async move {
+            if input == 1 {
+                return Ok(input);
+            }
+            let durably = runtime.get().expect("is set");
+            // The writer is held up while both come, so it finds them together.
+            clock.stall(true);
+            let mut anything = Box::pin(durably.stats());
+            assert!(futures::poll!(&mut anything).is_pending());
+            clock.reached().await;
+            let mut waiting = step.wait_signal::<u32>("wait", "go");
+            assert!(futures::poll!(&mut waiting).is_pending());
+            let mut cancelling = Box::pin(durably.cancel(step.run_id()));
+            assert!(futures::poll!(&mut cancelling).is_pending());
+            clock.stall(false);
+            waiting.await
+        });
+        let durably = Durably::builder().clock(clock).cancel_grace(FOREVER).in_memory().await.unwrap();
+        runtime.set(durably.clone()).unwrap();
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(0).concurrency_key("k").await.unwrap();
+        let next = jobs.trigger(1).concurrency_key("k").await.unwrap();
+        assert_eq!(next.output().await.unwrap(), 1);
+        assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Cancelled);
+        durably.shutdown().await.unwrap();
     })
     .await;
 }

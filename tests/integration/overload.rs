@@ -1,49 +1,13 @@
 //! Admission: bounded, and never a silent loss.
 
 use std::future::IntoFuture;
-use std::sync::{Arc, Condvar, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use durably::limits::UNACKED_CALLS_MAX;
-use durably::{
-    Advice, Clock, Durably, Error, Health, RunStatus, SupervisorMsg, SystemClock, Timestamp, TriggerRequest,
-};
+use durably::{Advice, Durably, Error, Health, RunStatus, SupervisorMsg, TriggerRequest};
 
-use crate::support::{echo, within};
-
-/// A clock that can hold up the writer, as a disk does that does not come back from a flush.
-#[derive(Debug, Clone, Default)]
-struct Stalling {
-    system: SystemClock,
-    stalled: Arc<(Mutex<bool>, Condvar)>,
-}
-
-impl Stalling {
-    fn stall(&self, stalled: bool) {
-        *self.stalled.0.lock().unwrap() = stalled;
-        self.stalled.1.notify_all();
-    }
-
-    fn wait(&self) {
-        if std::thread::current().name() == Some("durably-writer") {
-            let held = self.stalled.0.lock().unwrap();
-            drop(self.stalled.1.wait_while(held, |stalled| *stalled).unwrap());
-        }
-    }
-}
-
-impl Clock for Stalling {
-    fn now(&self) -> Timestamp {
-        self.wait();
-        self.system.now()
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.wait();
-        self.system.monotonic()
-    }
-}
+use crate::support::{Stalling, echo, within};
 
 #[tokio::test]
 async fn try_trigger_never_waits_and_what_was_taken_is_not_lost() {

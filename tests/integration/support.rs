@@ -1,16 +1,18 @@
 //! What the tests share: time limits, bodies that wait to be let on, and openings.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use durably::{Builder, Clock, Durably, Event, Events, Job, JobResult, Received, Run, RunId, Step, Timestamp};
+use durably::{
+    Builder, Clock, Durably, Event, Events, Job, JobResult, Received, Run, RunId, Step, SystemClock, Timestamp,
+};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// Fails a test that hangs.
 pub async fn within<F: IntoFuture>(test: F) -> F::Output {
@@ -130,6 +132,48 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// A clock that can hold up the writer, as a disk does that does not come back from a flush.
+#[derive(Debug, Clone, Default)]
+pub struct Stalling {
+    system: SystemClock,
+    stalled: Arc<(Mutex<bool>, Condvar)>,
+    holds: Arc<Notify>,
+}
+
+impl Stalling {
+    pub fn stall(&self, stalled: bool) {
+        *self.stalled.0.lock().unwrap() = stalled;
+        self.stalled.1.notify_all();
+    }
+
+    /// Waits until the writer is held up.
+    pub async fn reached(&self) {
+        self.holds.notified().await;
+    }
+
+    fn wait(&self) {
+        if std::thread::current().name() == Some("durably-writer") {
+            let held = self.stalled.0.lock().unwrap();
+            if *held {
+                self.holds.notify_one();
+            }
+            drop(self.stalled.1.wait_while(held, |stalled| *stalled).unwrap());
+        }
+    }
+}
+
+impl Clock for Stalling {
+    fn now(&self) -> Timestamp {
+        self.wait();
+        self.system.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.wait();
+        self.system.monotonic()
     }
 }
 
