@@ -255,6 +255,11 @@ impl Execution {
             return None;
         }
         let steps = self.steps();
+        // Another task may poll a step that waited, and take it from here after the look above. It counts as busy before it does,
+        // so with the lock one of the two shows; without, a run could be suspended that nothing wakes.
+        if steps.parked.is_empty() || self.busy.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
         if steps.parked.values().any(|parked| parked.told) || self.is_cancelled() {
             return None;
         }
