@@ -24,7 +24,8 @@ use crate::limits::NOTES_FLUSH_AFTER;
 use crate::step::execution::{Alive, Execution, Verdict};
 use crate::step::signals::Signal;
 use crate::step::{Step, current};
-use crate::store::op::{Admitted, Continuation, End, NotesOf, Op, Outcome};
+use crate::store::Pending;
+use crate::store::op::{Accepted, Admitted, Continuation, End, NotesOf, Op, Outcome};
 use crate::store::writer::Start;
 use crate::time::Timer;
 use crate::trigger::labels::within;
@@ -190,6 +191,8 @@ async fn supervise(
 ) -> Option<Outcome> {
     let start = &execution.start;
     let (mut waker, mut grace, mut flush): (_, Option<Timer>, Option<Timer>) = (None, None, None);
+    // One flush at a time is with the writer: while the file is away, what comes meanwhile is kept where it is bounded.
+    let (mut flushing, mut unflushed): (Option<Pending<Accepted>>, bool) = (None, false);
     let mut idle = 0;
     let outcome = poll_fn(|cx| {
         execution.signals.leave(cx.waker(), &mut waker);
@@ -227,8 +230,13 @@ async fn supervise(
             flush = Some(Box::pin(tokio::time::sleep(NOTES_FLUSH_AFTER)));
         }
         if is_due(&mut flush, cx) {
-            flush = None;
-            flush_notes(execution);
+            (flush, unflushed) = (None, true);
+        }
+        while flushing.as_mut().is_none_or(|flush| flush.poll(cx).is_ready()) {
+            flushing = if std::mem::take(&mut unflushed) { flush_notes(execution) } else { None };
+            if flushing.is_none() {
+                break;
+            }
         }
         match execution.suspension() {
             // What has only given way, to be polled again at once, gets its turn first.
@@ -286,7 +294,7 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
     let start = &execution.start;
     let Some(outcome) = outcome else {
         // What it said before its cancel is still to be kept; once it is released, its lease is gone.
-        flush_notes(execution);
+        drop(flush_notes(execution));
         drop(execution.release());
         return;
     };
@@ -314,13 +322,11 @@ async fn finish(execution: &Arc<Execution>, outcome: Option<Outcome>, began: Dur
     drop(shared);
 }
 
-fn flush_notes(execution: &Execution) {
-    let notes = execution.take_notes();
-    if !notes.is_empty() {
-        let start = &execution.start;
-        let notes = NotesOf { run: start.run, generation: start.generation, notes };
-        drop(execution.means.store.submit(Op::notes, notes, Admitted::default()));
-    }
+fn flush_notes(execution: &Execution) -> Option<Pending<Accepted>> {
+    let notes = Some(execution.take_notes()).filter(|notes| !notes.is_empty())?;
+    let start = &execution.start;
+    let notes = NotesOf { run: start.run, generation: start.generation, notes };
+    Some(execution.means.store.submit(Op::notes, notes, Admitted::default()))
 }
 
 fn is_due(timer: &mut Option<Timer>, cx: &mut Context<'_>) -> bool {

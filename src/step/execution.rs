@@ -580,6 +580,13 @@ impl Parked {
 }
 
 impl Ticket {
+    /// Tells a test that follows the body that the step begins, if no earlier execution has begun it.
+    pub(super) fn note_begin(&self) {
+        if self.known.is_none() {
+            self.execution.means.hooks.step_begins(&self.execution.start.subject.job_name, &self.key);
+        }
+    }
+
     /// Whether its key held another sort of step before, which ends the run.
     pub(super) fn is_other_kind(&self, asked: StepKind) -> bool {
         let held = match self.known.as_deref() {

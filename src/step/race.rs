@@ -119,6 +119,9 @@ impl<'a, T: Send + 'a> Future for StepRace<'a, T> {
 }
 
 fn begin<'a, T: Send + 'a>(ticket: Ticket, arms: Arms<'a, T>) -> State<'a, T> {
+    if let Some(error) = run::outlived(&ticket) {
+        return State::Racing(Box::pin(std::future::ready(Err(error))));
+    }
     if ticket.execution.is_cancelled() {
         ticket.execution.stuck();
         return State::Never;
@@ -126,6 +129,7 @@ fn begin<'a, T: Send + 'a>(ticket: Ticket, arms: Arms<'a, T>) -> State<'a, T> {
     if ticket.is_other_kind(StepKind::Race) {
         return State::Never;
     }
+    ticket.note_begin();
     let span = run::span_of(&ticket);
     if ticket.known.is_some() {
         return State::Racing(Box::pin(replay(ticket, arms).instrument(span)));

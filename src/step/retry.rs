@@ -9,8 +9,9 @@ use super::execution::{Execution, Known, Ticket};
 use super::run::never;
 use super::wait::park;
 use crate::codec::records::{ErrorRecord, StepRecord, TryRecord, WaitRecord};
+use crate::error::Error;
 use crate::id::chance;
-use crate::job::{JobError, Retry, cut};
+use crate::job::{ErrorKind, JobError, Retry, cut};
 use crate::limits::{TRIES_KEPT_MAX, TRY_ERROR_BYTES_MAX};
 use crate::run::StepKind;
 use crate::store::op::{Await, Op, Settled};
@@ -94,6 +95,10 @@ pub(super) async fn again(mut ticket: Ticket, error: JobError, started_at: Times
     let asked = Await { run: start.run, generation: start.generation, index: ticket.index, record, stored: false };
     match execution.means.store.submit(|call| Op::Await(Box::new(call)), asked, admitted).answer().await {
         Ok(Settled::Open(_)) => due(ticket).await,
+        Err(error @ Error::Corrupted { .. }) => {
+            execution.fail(ErrorKind::Corrupted, error.to_string());
+            never().await
+        }
         Ok(Settled::Decided(_) | Settled::Refused) | Err(_) => {
             execution.stuck();
             never().await
@@ -115,7 +120,6 @@ pub(super) async fn due(mut ticket: Ticket) -> Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::ErrorKind;
 
     fn record(message: &str, chain: &[&str]) -> ErrorRecord {
         let mut record = JobError::of_kind(ErrorKind::Timeout, message.to_owned()).into_record();

@@ -145,6 +145,10 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
         let StepRun { state, timeout, retry, upcasts, span } = self.get_mut();
         if let State::Called(ticket, _) = state {
+            if let Some(error) = outlived(ticket) {
+                *state = State::Never;
+                return Poll::Ready(Err(error));
+            }
             *span = span_of(ticket);
         }
         let _entered = span.enter();
@@ -211,6 +215,12 @@ impl<'a, T: Serialize + DeserializeOwned + Send + 'a> Future for StepRun<'a, T> 
             }
         }
     }
+}
+
+/// What a step gives that is awaited first when its body has ended. Where the world has ended with it, nobody learns anything.
+pub(super) fn outlived(ticket: &Ticket) -> Option<JobError> {
+    let execution = &ticket.execution;
+    (execution.is_over() && !execution.means.hooks.is_dead()).then(|| detached(&ticket.key))
 }
 
 pub(super) fn detached(key: &str) -> JobError {

@@ -135,14 +135,17 @@ impl<'a, T: DeserializeOwned + Send + 'a> Future for StepWait<'a, T> {
 
 fn begin<'a, T: DeserializeOwned + Send + 'a>(ticket: Ticket, wanted: Wanted, span: Span) -> Boxed<'a, T> {
     let execution = &ticket.execution;
+    if let Some(error) = run::outlived(&ticket) {
+        return Box::pin(std::future::ready(Err(error)));
+    }
     if execution.is_cancelled() {
         execution.stuck();
         return Box::pin(never());
     }
-    execution.means.hooks.step_begins(&execution.start.subject.job_name, &ticket.key);
     if ticket.is_other_kind(wanted.kind) {
         return Box::pin(never());
     }
+    ticket.note_begin();
     match ticket.known.as_deref() {
         Some(Known::Replayed(..) | Known::Handed(..)) => Box::pin(replay(ticket, wanted.kind).instrument(span)),
         Some(Known::Waits(..) | Known::Asked(..)) | None => Box::pin(wait(ticket, wanted).instrument(span)),
@@ -187,6 +190,10 @@ async fn wait<T: DeserializeOwned>(mut ticket: Ticket, wanted: Wanted) -> JobRes
             Ok(Settled::Open(open)) => (record, stored) = (*open, true),
             Ok(Settled::Refused) | Err(Error::ShutDown) => {
                 execution.stuck();
+                return never().await;
+            }
+            Err(error @ Error::Corrupted { .. }) => {
+                execution.fail(ErrorKind::Corrupted, error.to_string());
                 return never().await;
             }
             Err(error) => {

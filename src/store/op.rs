@@ -129,16 +129,23 @@ impl Op {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Op::Trigger(call) => call.request.iter().map(NewRun::bytes).sum(),
-            Op::Checkpoint(call) => call.request.told.record.len() + 64,
+            Op::Checkpoint(call) => {
+                let notes = call.request.notes.as_ref().map_or(0, |notes| notes.bytes());
+                call.request.told.record.len() + 64 + notes
+            }
             Op::Await(call) => call.request.record.bytes() + 64,
             Op::Spawn(call) => call.request.child.bytes(),
             Op::Signal(call) => call.request.payload.len() + 128,
             Op::Schedule(call) => call.request.run.bytes() + 512,
-            Op::End(call) => match &call.request.outcome {
-                Outcome::Completed(output) => output.len() + 256,
-                Outcome::Continued(next) => next.input.len() + 1_024,
-                _ => 512,
-            },
+            Op::End(call) => {
+                let outcome = match &call.request.outcome {
+                    Outcome::Completed(output) => output.len() + 256,
+                    Outcome::Continued(next) => next.input.len() + 1_024,
+                    _ => 512,
+                };
+                outcome + call.request.notes.bytes()
+            }
+            Op::Notes(call) => call.request.notes.bytes() + 128,
             _ => 128,
         }
     }
@@ -544,6 +551,11 @@ impl Notes {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.progress.is_none() && self.lines.is_empty()
+    }
+
+    /// About how much of a commit they are.
+    fn bytes(&self) -> usize {
+        self.bytes + self.lines.len() * 64
     }
 }
 

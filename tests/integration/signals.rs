@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use durably::{Durably, Error, ErrorKind, EventKind, Job, RunId, RunStatus, Step};
 use futures::FutureExt;
+use redb::ReadableTable;
 use serde_json::{Value, json};
 
-use crate::support::{Count, Gate, ManualClock, TempFile, echo, ended, job_with, memory, next_event, run_of, within};
+use crate::support::{
+    Count, Gate, ManualClock, TempFile, change, echo, ended, job_with, memory, next_event, run_of, within,
+};
 
 /// Takes as many signals as it is told to.
 fn taker(name: &str) -> Job<u32, Vec<String>> {
@@ -283,6 +286,37 @@ async fn a_deleted_run_takes_its_signals_with_it() {
         durably.shutdown().await.unwrap();
         let found = durably::verify(file.path()).await.unwrap();
         assert!(found.is_sound(), "{found:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_signal_that_cannot_be_read_ends_the_run_as_damaged_and_reaches_no_body() {
+    within(async {
+        let (file, went_on) = (TempFile::new(), Count::default());
+        let job = || {
+            job_with("job", went_on.clone(), |step: Step, _, went_on| async move {
+                let signal = step.wait_signal::<u32>("wait", "go").await;
+                went_on.up();
+                Ok(signal.unwrap_or(0))
+            })
+        };
+        let durably = file.open_paused().await;
+        let run = durably.register(job()).unwrap().trigger(0).await.unwrap().id();
+        durably.signal(run, "go", &7).await.unwrap();
+        durably.shutdown().await.unwrap();
+        change::<&[u8]>(&file, "signals", |table| {
+            let (key, mut row) = {
+                let (key, row) = table.first().unwrap().unwrap();
+                (key.value().to_vec(), row.value().to_vec())
+            };
+            *row.last_mut().unwrap() ^= 1;
+            table.insert(&key[..], &row[..]).unwrap();
+        });
+        let durably = file.open().await;
+        durably.register(job()).unwrap();
+        let error = ended(&durably, run).await.error.unwrap();
+        assert_eq!((error.kind, went_on.get()), (ErrorKind::Corrupted, 0), "{error:?}");
     })
     .await;
 }

@@ -1,8 +1,11 @@
 //! Steps: what is recorded, what is matched, what a body gets.
 
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use durably::{Durably, ErrorKind, JobError, RunStatus, Step, StepRetention, StepStatus};
+use durably::{Durably, ErrorKind, JobError, JobResult, RunStatus, Step, StepRetention, StepStatus, Won};
+use futures::TryFutureExt;
 use futures::future::{join, try_join_all};
 
 use crate::support::{Count, Gate, TempFile, ended, job_with, memory, run_of, within};
@@ -721,6 +724,39 @@ async fn a_cancelled_blocking_step_holds_key_and_slot_until_it_returns() {
         assert_eq!(run.output().await.unwrap(), 0);
         assert_eq!(gate.most_inside(), 2);
         assert_eq!(run_of(&durably, run.id()).await.lease_generation, 2);
+    })
+    .await;
+}
+
+type Kept = Pin<Box<dyn Future<Output = JobResult<usize>> + Send>>;
+
+#[tokio::test]
+async fn a_step_that_is_first_awaited_after_its_body_has_ended_does_not_run() {
+    within(async {
+        let durably = memory().await;
+        let (kept, calls) = (Arc::new(Mutex::new(Vec::<Kept>::new())), Count::default());
+        let job = job_with("job", (kept.clone(), calls.clone()), |step: Step, _, (kept, calls)| async move {
+            let (in_run, in_map, in_race) = (calls.clone(), calls.clone(), calls);
+            let steps: [Kept; 5] = [
+                Box::pin(step.run("run", move || std::future::ready(Ok(in_run.up())))),
+                Box::pin(step.sleep("sleep", Duration::ZERO).map_ok(|()| 0_usize)),
+                Box::pin(step.wait_signal::<usize>("wait", "go")),
+                Box::pin(
+                    step.map("map", [1]).run(move |_| std::future::ready(Ok(in_map.up()))).map_ok(|all| all.len()),
+                ),
+                Box::pin(step.race("race").arm("arm", async move { Ok(in_race.up()) }).map_ok(Won::into_inner)),
+            ];
+            kept.lock().unwrap().extend(steps);
+            Ok(())
+        });
+        let run = durably.register(job).unwrap().trigger(0).await.unwrap();
+        run.output().await.unwrap();
+        let steps = std::mem::take(&mut *kept.lock().unwrap());
+        assert_eq!(steps.len(), 5);
+        for step in steps {
+            assert_eq!(step.await.unwrap_err().kind(), ErrorKind::Detached);
+        }
+        assert_eq!((calls.get(), durably.get_steps(run.id()).await.unwrap()), (0, Vec::new()));
     })
     .await;
 }

@@ -119,8 +119,7 @@ async fn opens_on_a_full_disk(disk: Mounted) {
 }
 
 fn tmpfs() -> Option<Mounted> {
-    let mounted =
-        Mounted::new(|_, at| run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"durably-test", &at]));
+    let mounted = Mounted::new(|_, at| run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"durably-test", &at]));
     if mounted.is_none() {
         eprintln!("skipped: no tmpfs can be mounted here");
     }

@@ -112,6 +112,9 @@ where
     Fut: Future<Output = JobResult<T>>,
 {
     let execution = ticket.execution.clone();
+    if let Some(error) = run::outlived(&ticket) {
+        return Err(error);
+    }
     if execution.is_cancelled() {
         execution.stuck();
         return never().await;
@@ -119,6 +122,7 @@ where
     if ticket.is_other_kind(StepKind::Map) || !mapping.fits(&ticket, items.len()) {
         return never().await;
     }
+    ticket.note_begin();
     let started_at = execution.now();
     let header = match fingerprint(&items) {
         Ok(fingerprint) => MapHeader { items: items.len() as u64, failed: 0, fingerprint },
