@@ -7,6 +7,7 @@ use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::hooks::{Bug, Failpoint};
 use crate::job::{BodyFuture, Definition, ErrorKind, JobError, JobResult};
 use crate::limits::NOTES_FLUSH_AFTER;
+use crate::quietly::discard;
 use crate::step::execution::{Alive, Execution, Verdict};
 use crate::step::signals::Signal;
 use crate::step::{Step, current};
@@ -133,11 +135,24 @@ async fn execute(core: &Arc<Core>, start: Arc<Start>, alive: Arc<Alive>) {
         drop(execution.release());
         return;
     }
-    let outcome = match prepare(core, &execution).await {
-        Ok((definition, body)) => supervise(core, &execution, &definition, body).await,
-        Err(outcome) => Some(outcome),
-    };
-    finish(&execution, outcome, began).await;
+    let mut whole = pin!(async {
+        let outcome = match prepare(core, &execution).await {
+            Ok((definition, body)) => supervise(core, &execution, &definition, body).await,
+            Err(outcome) => Some(outcome),
+        };
+        finish(&execution, outcome, began).await;
+    });
+    let whole = poll_fn(|cx| match std::panic::catch_unwind(AssertUnwindSafe(|| whole.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    });
+    if let Err(panic) = whole.await {
+        // Those of the body fail its run, and do not come here: whatever this is, the run is put back.
+        let error = panicked(panic);
+        tracing::error!(run = %start.run, %error, "an execution failed; its run goes on from its last checkpoint");
+        execution.set_over();
+        drop(execution.release());
+    }
 }
 
 /// Loads what earlier executions stored and starts the body.
@@ -178,7 +193,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
         Ok(Err(error)) => {
             Err(Outcome::Blocked(format!("stored input at {:?} can't be decoded: {}", error.path, error.message)))
         }
-        Err(panic) => Err(Outcome::Failed(panicked(&*panic).into_record())),
+        Err(panic) => Err(Outcome::Failed(panicked(panic).into_record())),
     }
 }
 
@@ -203,7 +218,7 @@ async fn supervise(
                 Some(Verdict::Continues(input)) => {
                     // To read the input is to run code of the user's, as in a body.
                     let next = std::panic::catch_unwind(AssertUnwindSafe(|| continued(core, definition, &input)));
-                    let failed = |panic: Box<dyn Any + Send>| Outcome::Failed(panicked(&*panic).into_record());
+                    let failed = |panic: Box<dyn Any + Send>| Outcome::Failed(panicked(panic).into_record());
                     return Poll::Ready(Some(next.unwrap_or_else(failed)));
                 }
                 Some(Verdict::HandedBack) => return Poll::Ready(Some(Outcome::HandedBack)),
@@ -218,7 +233,7 @@ async fn supervise(
         match polled {
             Ok(Poll::Pending) => {}
             Ok(Poll::Ready(result)) => return Poll::Ready(conclude(core, execution, definition, result)),
-            Err(panic) => return Poll::Ready(conclude(core, execution, definition, Err(panicked(&*panic)))),
+            Err(panic) => return Poll::Ready(conclude(core, execution, definition, Err(panicked(panic)))),
         }
         if raised.has(Signal::Cancelled) && grace.is_none() {
             grace = Some(core.config.clock.sleep(core.config.cancel_grace));
@@ -255,7 +270,7 @@ async fn supervise(
     execution.set_over();
     // Dropping user code may panic as well as running it.
     if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(body))) {
-        let error = panicked(&*panic);
+        let error = panicked(panic);
         return outcome.map(|_| Outcome::Failed(error.into_record()));
     }
     outcome
@@ -334,7 +349,9 @@ fn is_due(timer: &mut Option<Timer>, cx: &mut Context<'_>) -> bool {
 }
 
 /// A panic as the error it ends its run with.
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> JobError {
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> JobError {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    JobError::of_kind(ErrorKind::Panic, text.unwrap_or("a panic without a message").to_owned())
+    let error = JobError::of_kind(ErrorKind::Panic, text.unwrap_or("a panic without a message").to_owned());
+    discard(panic);
+    error
 }

@@ -295,9 +295,7 @@ impl Supervisor {
         let TriggerRequest { job, input, options } = request;
         let built = catch_unwind(AssertUnwindSafe(|| self.core.build_json(&job, &input, options, None)));
         built.unwrap_or_else(|panic| {
-            let said = panicked(&*panic);
-            // To drop what it was raised with may panic again.
-            std::mem::forget(panic);
+            let said = panicked(panic);
             Err(Error::InvalidInput {
                 path: String::new(),
                 rule: "type".into(),

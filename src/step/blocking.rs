@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::quietly::discard;
+
 const IDLE: Duration = Duration::from_secs(10);
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -79,7 +81,9 @@ impl Shared {
                 state.busy += 1;
                 drop(state);
                 // A task catches what user code throws; this keeps the thread alive should dropping it panic.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task));
+                if let Err(thrown) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)) {
+                    discard(thrown);
+                }
                 state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.busy -= 1;
                 continue;

@@ -1,8 +1,13 @@
 //! Executing: what starts when, start and stop, and what ends a body.
 
 use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
-use durably::{Durably, Error, ErrorKind, Health, Job, JobError, RunFilter, RunStatus, Step};
+use durably::{
+    Clock, Durably, Error, ErrorKind, Health, Job, JobError, JobResult, RunFilter, RunStatus, Step, SystemClock, Timer,
+    Timestamp,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -268,14 +273,20 @@ async fn a_panic_in_user_code_fails_its_run_and_nothing_else() {
                 3 => Armed(Bomb("in drop of the future")).await,
                 4 => Ok(step.run("a", || async { Ok(Unreadable(1)) }).await?.0),
                 5 => std::panic::panic_any(7u32),
+                6 => std::panic::panic_any(Bomb("in drop of the payload")),
+                7 => {
+                    let throws = || -> JobResult<u32> { std::panic::panic_any(Bomb("in drop of a step's payload")) };
+                    step.run_blocking("a", throws).await
+                }
                 _ => Ok(input),
             }
         });
         let (jobs, other) = durably.register((job, gated("other", &gate))).unwrap();
         let untouched = other.trigger(1).await.unwrap();
         gate.reached().await;
+        let without = "a panic without a message";
         let messages =
-            ["in body", "in step 1", "in drop", "in drop of the future", "in deserialize", "a panic without a message"];
+            ["in body", "in step 1", "in drop", "in drop of the future", "in deserialize", without, without, without];
         for (input, message) in (0u32..).zip(messages) {
             let run = jobs.trigger(input).await.unwrap();
             let record = ended(&durably, run.id()).await;
@@ -288,6 +299,76 @@ async fn a_panic_in_user_code_fails_its_run_and_nothing_else() {
         gate.open();
         assert_eq!(untouched.output().await.unwrap(), 1);
         assert_eq!(jobs.trigger_and_wait(8).await.unwrap().output, 8);
+    })
+    .await;
+}
+
+/// The system's clock. Armed on a thread, it fails the next time that it is asked from there.
+#[derive(Debug, Clone, Default)]
+struct Failing {
+    system: SystemClock,
+    armed: Arc<Mutex<Option<ThreadId>>>,
+}
+
+impl Failing {
+    fn arm(&self) {
+        *self.armed.lock().unwrap() = Some(thread::current().id());
+    }
+
+    fn ask(&self) {
+        let fails = self.armed.lock().unwrap().take_if(|on| *on == thread::current().id());
+        assert!(fails.is_none(), "the clock fails");
+    }
+}
+
+impl Clock for Failing {
+    fn now(&self) -> Timestamp {
+        self.system.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.ask();
+        self.system.monotonic()
+    }
+
+    fn sleep(&self, duration: Duration) -> Timer {
+        self.ask();
+        self.system.sleep(duration)
+    }
+}
+
+#[tokio::test]
+async fn a_panic_beside_the_body_lets_go_of_its_run() {
+    within(async {
+        let (clock, gate, bodies) = (Failing::default(), Gate::new(), Count::default());
+        let shared = (clock.clone(), gate.clone(), bodies.clone());
+        let job = job_with("job", shared, |step: Step, input, (clock, gate, bodies)| async move {
+            match input {
+                // How long it took is asked for at its end.
+                0 if bodies.up() == 1 => clock.arm(),
+                // The grace is timed once it is cancelled.
+                1 => {
+                    let cancelled = step.cancelled();
+                    drop(gate.enter());
+                    cancelled.cancelled().await;
+                    clock.arm();
+                    std::future::pending::<()>().await;
+                }
+                _ => {}
+            }
+            Ok(input)
+        });
+        let durably = Durably::builder().clock(clock).max_concurrent_runs(1).in_memory().await.unwrap();
+        let jobs = durably.register(job).unwrap();
+        let run = jobs.trigger(0).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), 0);
+        let record = run_of(&durably, run.id()).await;
+        assert_eq!((record.status, record.lease_generation, bodies.get()), (RunStatus::Completed, 2, 2));
+        let run = jobs.trigger(1).concurrency_key("k").await.unwrap();
+        gate.reached().await;
+        run.cancel().await.unwrap();
+        assert_eq!(jobs.trigger(2).concurrency_key("k").await.unwrap().output().await.unwrap(), 2);
+        assert_eq!(run_of(&durably, run.id()).await.status, RunStatus::Cancelled);
     })
     .await;
 }

@@ -48,6 +48,7 @@ use crate::event::{Bell, Ended, Ring, Subject, Told};
 use crate::hooks::{Bug, Failpoint, Hooks};
 use crate::id::{IdSource, RunId, RunMap};
 use crate::limits::{ALARM_RECHECK, GROUP_BYTES_MAX, GROUP_OPS_MAX, TAIL_AGE_FOLD};
+use crate::quietly::discard;
 use crate::run::RunStatus;
 use crate::time::{Clock, Timestamp};
 use linger::Linger;
@@ -321,8 +322,8 @@ impl Writer {
     pub(crate) fn run(mut self) {
         match catch_unwind(AssertUnwindSafe(|| self.work())) {
             Ok(()) => self.close(),
-            Err(panic) => {
-                std::mem::forget(panic);
+            Err(thrown) => {
+                discard(thrown);
                 self.abandon();
             }
         }
