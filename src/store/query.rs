@@ -20,6 +20,9 @@ use crate::id::RunId;
 use crate::limits::SLICE_BYTES;
 use crate::run::{Run, RunFilter, RunStatus};
 
+/// What is kept of a run until the view is gone, and how many bytes that is; `None` where there is no such run any more.
+type Taken<T> = Option<(T, usize)>;
+
 /// Seeks in an index before a new view is taken.
 const SEEKS_MAX: usize = 2_000;
 
@@ -94,7 +97,7 @@ impl Search {
     fn chunk<T>(
         &mut self,
         view: &View<'_>,
-        take: impl Fn(RunId) -> Result<Option<(T, usize)>, Fault>,
+        take: impl Fn(RunId) -> Result<Taken<T>, Fault>,
     ) -> Result<(Vec<T>, Names), Fault> {
         let mut found = Vec::new();
         let names = names(view)?;
@@ -197,7 +200,7 @@ impl Store {
     async fn search<R: 'static, T: Send + 'static>(
         &self,
         filter: RunFilter,
-        take: impl Fn(&View<'_>, RunId) -> Result<Option<(R, usize)>, Fault> + Send + Sync + 'static,
+        take: impl Fn(&View<'_>, RunId) -> Result<Taken<R>, Fault> + Send + Sync + 'static,
         make: impl Fn(R, &Names) -> Result<T, Fault> + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error> {
         let (take, make) = (Arc::new(take), Arc::new(make));
@@ -231,7 +234,7 @@ impl Store {
 }
 
 /// A run's rows, and how many bytes they are. The input is read in any case.
-fn rows_of(view: &View<'_>, run: RunId, payloads: bool) -> Result<Option<((RunId, Rowset), usize)>, Fault> {
+fn rows_of(view: &View<'_>, run: RunId, payloads: bool) -> Result<Taken<(RunId, Rowset)>, Fault> {
     let Some(mut rows) = rowset(view, run, payloads)? else { return Ok(None) };
     if !payloads {
         rows.input = Bytes::new();
