@@ -18,6 +18,7 @@ use crate::hooks::{Bug, Failpoint};
 use crate::id::RunId;
 use crate::job::Registry;
 use crate::limits::{PURGE_SLICE, SIGNAL_NAME_BYTES_MAX, UNACKED_CALLS_MAX};
+use crate::quietly::quietly;
 use crate::run::{Explanation, Run, RunFilter, RunStatus};
 use crate::step::blocking::Pool;
 use crate::step::execution::Means;
@@ -349,9 +350,9 @@ impl Core {
         if self.is_closed() {
             return Ok(());
         }
-        // No run starts from here on, before anyone is told to hurry.
+        // Nothing that is asked for from here on starts a run, before anyone is told to hurry.
         self.store.send(Op::Drain);
-        self.means.draining.cancel();
+        quietly("who waits for a shutdown", || self.means.draining.cancel());
         let hooks = &self.config.hooks;
         hooks.pass(Failpoint::Draining);
         let quiet = || self.store.submit(Op::Quiet, (), Admitted::default()).answer();
@@ -379,7 +380,7 @@ impl Core {
             return;
         }
         drop(self.store.submit(Op::Close, false, Admitted::default()));
-        self.means.draining.cancel();
+        quietly("who waits for a shutdown", || self.means.draining.cancel());
         self.hub.kill();
     }
 }

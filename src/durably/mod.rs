@@ -80,7 +80,7 @@ pub enum Health {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// One entry a job that was ever registered, by name.
+    /// One entry a job that is registered or ever had a run, by name.
     pub jobs: Vec<JobStats>,
     /// Commits since the file was opened.
     pub commits: u64,

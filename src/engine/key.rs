@@ -3,6 +3,7 @@
 //! Invariant: a run is only admitted while fewer runs hold the key than the smallest limit among them and it.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::{JobNumber, Place};
 use crate::id::RunId;
@@ -62,9 +63,9 @@ impl Key {
         self.waiting.get(&place)
     }
 
-    /// Those of a job's in line that have never started, the last of them first.
-    pub(super) fn unstarted_of(&self, job: JobNumber) -> impl Iterator<Item = Place> + '_ {
-        let waiting = self.waiting.iter().rev();
+    /// Those of a job's in line that have never started, the last of them first; all, or those before a place.
+    pub(super) fn unstarted_of(&self, job: JobNumber, before: Option<Place>) -> impl Iterator<Item = Place> + '_ {
+        let waiting = self.waiting.range((Bound::Unbounded, before.map_or(Bound::Unbounded, Bound::Excluded))).rev();
         waiting.filter(move |(_, waiting)| waiting.job == job && !waiting.started).map(|(place, _)| *place)
     }
 

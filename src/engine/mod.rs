@@ -340,11 +340,18 @@ impl Engine {
     }
 
     /// The last in line of the runs of this job and key that have never started, the newest of the least priority, without
-    /// those that are about to be replaced. Delayed ones count as if they stood in line.
-    pub(crate) fn waiting(&self, job: JobNumber, key: &str, besides: &BTreeSet<RunId>) -> Option<(RunId, Place)> {
-        let in_line = self.keys.get(key).into_iter().flat_map(|key| key.unstarted_of(job));
+    /// those that are about to be replaced. Delayed ones count as if they stood in line. With a place, only those before it are
+    /// looked at.
+    pub(crate) fn waiting(
+        &self,
+        job: JobNumber,
+        key: &str,
+        besides: &BTreeSet<RunId>,
+        before: Option<Place>,
+    ) -> Option<(RunId, Place)> {
+        let in_line = self.keys.get(key).into_iter().flat_map(|key| key.unstarted_of(job, before));
         let in_line = in_line.map(|place| (self.run_at(place), place)).find(|(run, _)| !besides.contains(run));
-        let delayed = self.sleepers.delayed_of(job, key).find(|(run, _)| !besides.contains(run));
+        let delayed = self.sleepers.delayed_of(job, key, before).find(|(run, _)| !besides.contains(run));
         in_line.into_iter().chain(delayed).max_by_key(|(_, place)| *place)
     }
 

@@ -5,6 +5,7 @@
 //! restart: whoever asks looks again from time to time, so that a clock that jumps is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::{JobNumber, KeyName, Keys, Place, Queued};
 use crate::id::RunId;
@@ -97,9 +98,16 @@ impl Sleepers {
     }
 
     /// Delayed runs of this job and key that have never started, the last in line first.
-    pub(super) fn delayed_of(&self, job: JobNumber, key: &str) -> impl Iterator<Item = (RunId, Place)> + '_ {
+    pub(super) fn delayed_of(
+        &self,
+        job: JobNumber,
+        key: &str,
+        before: Option<Place>,
+    ) -> impl Iterator<Item = (RunId, Place)> + '_ {
         let places = if self.delayed_keys.is_empty() { None } else { self.delayed_keys.get(&(key.into(), job)) };
-        places.into_iter().flatten().rev().map(|(place, run)| (*run, *place))
+        let end = before.map_or(Bound::Unbounded, |place| Bound::Excluded((place, RunId::MIN)));
+        let places = places.into_iter().flat_map(move |places| places.range((Bound::Unbounded, end)).rev());
+        places.map(|(place, run)| (*run, *place))
     }
 
     pub(super) fn delayed_until(&self, run: RunId) -> Option<Timestamp> {

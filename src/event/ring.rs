@@ -214,10 +214,10 @@ impl<E: Buffered> Ring<E> {
             return;
         }
         let gone = state.drop_oldest(shared.bytes_max);
-        let wakers = state.waiting.take();
+        let wakers = Wakers(state.waiting.take());
         drop(state);
         drop(gone);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wakers.wake();
     }
 
     /// Appends a group of events like [`Ring::publish`], and leaves it to [`Ring::settle`] to drop what they push out: that is most

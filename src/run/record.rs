@@ -98,7 +98,8 @@ impl Run {
     /// The output as a type.
     ///
     /// # Errors
-    /// [`Error::Decode`] if there is no output (the run has not completed, or was read without payloads) or it does not fit.
+    /// [`Error::Decode`] if there is no output (the run has not completed, was read without payloads, or gave `null` and has been JSON
+    /// itself since, which does not tell that from none) or it does not fit.
     pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
         let output = self.output.as_ref().ok_or_else(|| Error::absent("output", "there is none"))?;
         crate::job::schema::decode_value(output).map_err(|error| Error::decode("output", error))

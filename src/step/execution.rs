@@ -208,7 +208,7 @@ impl Execution {
         // Said before the token is looked for, and looked at after it is made: one of the two sees the other.
         fence(Ordering::SeqCst);
         if let Some(token) = self.cancelled.get() {
-            token.cancel();
+            quietly("who waits for a cancel", || token.cancel());
         }
         self.signals.raise(Signal::Cancelled);
         if self.parked.load(Ordering::Relaxed) > 0 {
@@ -506,7 +506,7 @@ impl Execution {
         let token = self.cancelled.get_or_init(CancellationToken::new);
         fence(Ordering::SeqCst);
         if self.is_cancelled() {
-            token.cancel();
+            quietly("who waits for a cancel", || token.cancel());
         }
         token
     }

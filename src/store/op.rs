@@ -55,7 +55,7 @@ impl<Q, A> Call<Q, A> {
     fn settle(self, failure: Option<Error>) {
         let Call { answer, reply, _admitted, .. } = self;
         // Whoever hears the answer finds the room that this took.
-        drop(_admitted);
+        quietly("who waits for room", || drop(_admitted));
         let decided = || answer.map_or(Err(Error::ShutDown), |answer| answer.map_err(|error| *error));
         let answer = failure.map_or_else(decided, Err);
         quietly("who wakes a caller", || drop(reply.send(answer)));

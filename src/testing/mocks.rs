@@ -116,6 +116,11 @@ impl Mocks {
         lock(&self.signals).clone()
     }
 
+    /// What was sent to runs that are over by now does not count, should they be resumed.
+    pub(super) fn forget_signalled_but_of(&self, runs: &BTreeSet<RunId>) {
+        lock(&self.signalled).retain(|(run, _)| runs.contains(run));
+    }
+
     pub(super) fn is_signalled(&self, run: RunId, index: u32) -> bool {
         lock(&self.signalled).contains(&(run, index))
     }

@@ -523,9 +523,12 @@ impl TestRuntime {
         if rules.is_empty() {
             return false;
         }
-        let waiting = RunFilter::new().statuses([RunStatus::Leased, RunStatus::Suspended]).limit(1_000);
+        let open =
+            RunFilter::new().statuses([RunStatus::Pending, RunStatus::Leased, RunStatus::Suspended]).limit(1_000);
         let mut sent = false;
-        for run in self.durably.get_runs(waiting).await.unwrap_or_default() {
+        let runs = self.durably.get_runs(open).await.unwrap_or_default();
+        self.rig.mocks.forget_signalled_but_of(&runs.iter().map(|run| run.id).collect());
+        for run in runs.iter().filter(|run| run.status != RunStatus::Pending) {
             for step in self.durably.get_steps(run.id).await.unwrap_or_default() {
                 if self.rig.mocks.is_signalled(run.id, step.index) {
                     continue;

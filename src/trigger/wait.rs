@@ -252,8 +252,13 @@ impl BodyWait {
         let mut waiting = BodyWait { core: core.clone(), waiter, run, refused: false, _busy: busy };
         let answer = asked.answer().await;
         // The body may wait for that run elsewhere, which is not over with this.
-        waiting.refused =
-            matches!(answer, Err(Error::WouldDeadlock { .. } | Error::RunNotFound { .. } | Error::Corrupted { .. }));
+        waiting.refused = matches!(
+            answer,
+            Err(Error::WouldDeadlock { .. }
+                | Error::RunNotFound { .. }
+                | Error::Corrupted { .. }
+                | Error::Overloaded { .. })
+        );
         answer.map(|()| Some(waiting))
     }
 }

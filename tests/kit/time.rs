@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use durably::testing::{Stuck, TestRuntime, always, times};
-use durably::{ErrorKind, Job, Received, RunFilter, RunStatus, Step, StepStatus, Timestamp};
+use durably::{ErrorKind, Job, Received, RunFilter, RunStatus, Step, StepRetention, StepStatus, Timestamp};
 use serde_json::json;
 
 use crate::support::{Count, DAY, job_with, run_of, within};
@@ -175,6 +175,25 @@ async fn a_wait_that_was_dropped_is_sent_no_more_than_one_signal() {
             signals += u32::from(event.kind.name() == "run:signal");
         }
         assert_eq!(signals, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_that_begins_anew_after_a_resume_is_sent_its_signal_again() {
+    within(async {
+        let runtime = TestRuntime::builder(|builder| builder.keep_steps(StepRetention::UntilTerminal)).await.unwrap();
+        let calls = Count::default();
+        let job = job_with("job", calls.clone(), |step: Step, _, calls| async move {
+            let by = step.wait_signal::<u32>("approval", "approved").await?;
+            step.run("work", || async { if calls.up() == 1 { Err("not yet".into()) } else { Ok(()) } }).await?;
+            Ok(by)
+        });
+        let run = runtime.register(job).unwrap().trigger(0).await.unwrap().id();
+        runtime.signal_when_waiting("approved", 7);
+        assert_eq!(runtime.run_to_completion(run).await.unwrap().status, RunStatus::Failed);
+        runtime.resume(run).await.unwrap();
+        assert_eq!(runtime.run_to_completion(run).await.unwrap().output, Some(json!(7)));
     })
     .await;
 }

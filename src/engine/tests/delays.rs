@@ -108,7 +108,7 @@ fn a_delayed_run_is_found_as_waiting_until_it_starts() {
             queued(new(7).from(5)),
         ],
     );
-    let waiting = |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new()).map(|(run, _)| number(run));
+    let waiting = |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new(), None).map(|(run, _)| number(run));
     let on = |engine: &mut Engine, line| {
         if let On(event) = line {
             engine.apply(event, Duration::ZERO);
@@ -125,7 +125,11 @@ fn a_delayed_run_is_found_as_waiting_until_it_starts() {
     on(&mut engine, queued(new(8).keyed("k", 1).at(2).from(20)));
     on(&mut engine, withdrawn(2, Some("k")));
     let none = BTreeSet::new();
-    assert_eq!(engine.waiting(1, "k", &none), Some((id(8), Place::new(false, id(2)))), "its place, its own moment");
-    assert_eq!(engine.waiting(1, "k", &BTreeSet::from([id(8)])), None, "it is about to be replaced");
+    assert_eq!(
+        engine.waiting(1, "k", &none, None),
+        Some((id(8), Place::new(false, id(2)))),
+        "its place, its own moment"
+    );
+    assert_eq!(engine.waiting(1, "k", &BTreeSet::from([id(8)]), None), None, "it is about to be replaced");
     assert_eq!(engine.next_alarm(), Some(moment(20)));
 }

@@ -348,9 +348,10 @@ fn the_newest_waiting_run_that_never_started_is_found() {
             queued(recovered(7, 0).keyed("k", 1)),
         ],
     );
-    let waiting = |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new()).map(|(run, place)| (number(run), place));
+    let waiting =
+        |engine: &Engine| engine.waiting(1, "k", &BTreeSet::new(), None).map(|(run, place)| (number(run), place));
     assert_eq!(waiting(&engine), Some((3, Place::new(false, id(3)))));
-    assert_eq!(engine.waiting(1, "free", &BTreeSet::new()), None);
+    assert_eq!(engine.waiting(1, "free", &BTreeSet::new(), None), None);
     for line in [withdrawn(3, Some("k")), queued(new(8).keyed("k", 1).at(3)), withdrawn(2, Some("k"))] {
         if let On(event) = line {
             engine.apply(event, Duration::ZERO);

@@ -332,7 +332,7 @@ impl Pair {
                 let name = format!("k{key}");
                 let old = self.model.waiting(job, &name);
                 let expected = old.as_ref().map(|old| (old.run, old.place));
-                assert_eq!(self.engine.waiting(job, &name, &BTreeSet::new()), expected);
+                assert_eq!(self.engine.waiting(job, &name, &BTreeSet::new(), None), expected);
                 if let Some(old) = old {
                     self.withdraw(&old);
                     let run = self.fresh();

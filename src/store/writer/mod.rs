@@ -246,6 +246,8 @@ pub(crate) struct Writer {
     spare_ops: Vec<Op>,
     publisher: Publisher,
     reserve: Reserve,
+    /// When it was last tried to make one, by the monotonic clock.
+    reserve_tried: Duration,
 }
 
 /// What a writer works with besides its file.
@@ -303,12 +305,14 @@ impl Writer {
                 hooks: config.hooks.clone(),
             },
             reserve,
+            reserve_tried: Duration::ZERO,
             config,
         };
+        writer.reserve_tried = writer.clock.monotonic();
         writer.rebuild()?;
         writer.disk.fold_all()?;
         writer.publisher.condition.set_sequence(writer.disk.next_sequence() - 1);
-        // On a disk that is full the reserve is made when there is room, after some group.
+        // On a disk that is full the reserve is made when there is room.
         writer.publisher.condition.set_degraded(writer.reserve.is_missing());
         Ok(writer)
     }
@@ -420,7 +424,8 @@ impl Writer {
         let fold = self.disk.has_tail().then_some(TAIL_AGE_FOLD);
         // Moments are of the wall clock, which may be set meanwhile.
         let alarm = self.next_alarm().map(|left| left.min(ALARM_RECHECK));
-        tick.into_iter().chain(fold).chain(alarm).min()
+        let reserve = self.reserve.is_missing().then_some(outage::RESERVE_AGAIN_AFTER);
+        tick.into_iter().chain(fold).chain(alarm).chain(reserve).min()
     }
 
     /// How long, by the wall clock, until something is due.

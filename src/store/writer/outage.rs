@@ -15,6 +15,8 @@ use crate::store::op::Op;
 const HOLD: Duration = Duration::from_secs(5);
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+/// A reserve that could not be made is tried again so long after.
+pub(super) const RESERVE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// One spell of the file failing.
 #[derive(Debug, Default)]
@@ -60,7 +62,10 @@ impl Writer {
 
     /// The file works again.
     pub(super) fn recovered(&mut self, outage: &Outage) {
-        if outage.began.is_some() || (self.publisher.condition.is_degraded() && !self.reserve.is_held()) {
+        let now = self.clock.monotonic();
+        let missed = self.publisher.condition.is_degraded() && !self.reserve.is_held();
+        if outage.began.is_some() || (missed && now.saturating_sub(self.reserve_tried) >= RESERVE_AGAIN_AFTER) {
+            self.reserve_tried = now;
             // A reserve that can't be made again means that the disk is still as good as full.
             match self.reserve.restore() {
                 Ok(()) => self.publisher.condition.set_degraded(false),

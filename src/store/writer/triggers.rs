@@ -74,11 +74,13 @@ struct Earlier<'a> {
     by_key: BTreeMap<(JobNumber, &'a str), usize>,
     /// Those that create and are not replaced, by their concurrency keys, in the order of their places.
     waiting: BTreeMap<(JobNumber, &'a str), BTreeSet<Standing>>,
-    /// The places of all that create.
+    /// The places of all that create and have concurrency keys.
     places: BTreeMap<usize, (Place, usize)>,
     /// By how many runs they change what waits for a key, where an item has a bound on that.
     backlog: Option<BTreeMap<String, isize>>,
     replaced_runs: BTreeSet<RunId>,
+    /// By key, the place of the run that was replaced last: all from there on are replaced.
+    replaced_from: BTreeMap<(JobNumber, &'a str), Place>,
     replaced_items: BTreeSet<usize>,
 }
 
@@ -110,6 +112,8 @@ impl<'a> Earlier<'a> {
         let (ticket, order) = match replaces {
             Some(Replaced::Run(run)) => {
                 self.replaced_runs.insert(run.0);
+                // It was the last of all that wait for any of these.
+                self.replaced_from.extend(item.keys().iter().map(|(key, _)| ((job, key.as_str()), run.1)));
                 (run.1.ticket(), 0)
             }
             Some(Replaced::Item(other)) => {
@@ -119,7 +123,9 @@ impl<'a> Earlier<'a> {
             None => (RunId::MAX, at),
         };
         let place = (Place::new(false, ticket).with(item.priority), order);
-        self.places.insert(at, place);
+        if !item.keys().is_empty() {
+            self.places.insert(at, place);
+        }
         for (key, _) in item.keys() {
             self.waiting.entry((job, key)).or_default().insert((place, at));
         }
@@ -288,7 +294,10 @@ impl Writer {
         }
         // The last in line of any of its keys, among those that wait and those that earlier items of the batch create.
         let keys = || concurrency.keys.iter().map(|(key, _)| key);
-        let waiting = |key: &String| self.engine.waiting(job, key, &earlier.replaced_runs);
+        let waiting = |key: &String| {
+            let before = earlier.replaced_from.get(&(job, key.as_str())).copied();
+            self.engine.waiting(job, key, &earlier.replaced_runs, before)
+        };
         let in_line = keys().filter_map(|key| Some((waiting(key)?, key)));
         let in_line = in_line.max_by_key(|((_, place), _)| *place);
         let of_batch = |key: &String| earlier.waiting.get(&(job, key.as_str()))?.last().copied();
