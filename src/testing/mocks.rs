@@ -116,9 +116,14 @@ impl Mocks {
         lock(&self.signals).clone()
     }
 
-    /// What was sent to runs that are over by now does not count, should they be resumed.
-    pub(super) fn forget_signalled_but_of(&self, runs: &BTreeSet<RunId>) {
-        lock(&self.signalled).retain(|(run, _)| runs.contains(run));
+    /// The runs that were sent one.
+    pub(super) fn signalled(&self) -> BTreeSet<RunId> {
+        lock(&self.signalled).iter().map(|(run, _)| *run).collect()
+    }
+
+    /// What was sent to a run that is over does not count, should it be resumed.
+    pub(super) fn forget_signalled(&self, over: RunId) {
+        lock(&self.signalled).retain(|(run, _)| *run != over);
     }
 
     pub(super) fn is_signalled(&self, run: RunId, index: u32) -> bool {

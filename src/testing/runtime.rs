@@ -523,12 +523,14 @@ impl TestRuntime {
         if rules.is_empty() {
             return false;
         }
-        let open =
-            RunFilter::new().statuses([RunStatus::Pending, RunStatus::Leased, RunStatus::Suspended]).limit(1_000);
+        for run in self.rig.mocks.signalled() {
+            if self.durably.get_run(run).await.is_ok_and(|found| found.is_none_or(|run| run.is_terminal())) {
+                self.rig.mocks.forget_signalled(run);
+            }
+        }
+        let waiting = RunFilter::new().statuses([RunStatus::Leased, RunStatus::Suspended]).limit(1_000);
         let mut sent = false;
-        let runs = self.durably.get_runs(open).await.unwrap_or_default();
-        self.rig.mocks.forget_signalled_but_of(&runs.iter().map(|run| run.id).collect());
-        for run in runs.iter().filter(|run| run.status != RunStatus::Pending) {
+        for run in self.durably.get_runs(waiting).await.unwrap_or_default() {
             for step in self.durably.get_steps(run.id).await.unwrap_or_default() {
                 if self.rig.mocks.is_signalled(run.id, step.index) {
                     continue;

@@ -738,7 +738,9 @@ impl Writer {
         if let Err(error) = self.reserve.give_up() {
             tracing::warn!(%error, "the reserve is left beside the file");
         }
-        let closed = self.disk.close();
+        // A panic on what a damaged file gave is one more way for it to fail.
+        let disk = self.disk;
+        let closed = catch_unwind(AssertUnwindSafe(|| disk.close())).unwrap_or(Err(Fault::Panicked));
         self.config.hooks.pass(Failpoint::Closed);
         self.publisher.events.close();
         self.publisher.bell.silence();

@@ -79,7 +79,7 @@ struct Earlier<'a> {
     /// By how many runs they change what waits for a key, where an item has a bound on that.
     backlog: Option<BTreeMap<String, isize>>,
     replaced_runs: BTreeSet<RunId>,
-    /// By key, the place of the run that was replaced last: all from there on are replaced.
+    /// By key, a place from which on all are replaced.
     replaced_from: BTreeMap<(JobNumber, &'a str), Place>,
     replaced_items: BTreeSet<usize>,
 }
@@ -113,7 +113,10 @@ impl<'a> Earlier<'a> {
             Some(Replaced::Run(run)) => {
                 self.replaced_runs.insert(run.0);
                 // It was the last of all that wait for any of these.
-                self.replaced_from.extend(item.keys().iter().map(|(key, _)| ((job, key.as_str()), run.1)));
+                for (key, _) in item.keys() {
+                    let from = self.replaced_from.entry((job, key)).or_insert(run.1);
+                    *from = run.1.min(*from);
+                }
                 (run.1.ticket(), 0)
             }
             Some(Replaced::Item(other)) => {
