@@ -15,6 +15,9 @@ use crate::run::{Progress, RunStatus};
 use crate::store::read::Rowset;
 use crate::time::Timestamp;
 
+/// A run whose file can't be read now is read again so long after.
+const REREAD_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// What a stream of events gives.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -133,7 +136,15 @@ impl RunEvents {
 
     fn reread(&mut self) {
         let (store, run) = (self.core.store.clone(), self.run);
-        self.rereading = Some(Box::pin(async move { store.snapshot(run).await }));
+        self.rereading = Some(Box::pin(async move {
+            loop {
+                match store.snapshot(run).await {
+                    // The file is away or being reopened, which is no end of the run.
+                    Err(Error::Storage(_)) => tokio::time::sleep(REREAD_AFTER).await,
+                    read => return read,
+                }
+            }
+        }));
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Run {
     pub recoveries: u32,
     /// The run whose step triggered it.
     pub parent: Option<RunId>,
-    /// It does not start before this.
+    /// It does not start before this. `None` once it was resumed, which asks for it at once.
     pub not_before: Option<Timestamp>,
     /// It fails if it has not ended by now. `None` if there is no such moment, and once it was resumed.
     pub deadline: Option<Timestamp>,

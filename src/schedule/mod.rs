@@ -26,12 +26,12 @@ use crate::time::Timestamp;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Missed {
-    /// They do not fire.
+    /// They do not fire. Of several that are due at once and not missed, as after a commit that took long, the newest does, for all.
     Skip,
-    /// The newest of those that are due fires, for all of them.
+    /// The newest of those that are due at once fires, missed or not, for all of them.
     #[default]
     Once,
-    /// The newest of them fire, up to so many, in order: 1 to 1,000.
+    /// The newest of those that are due at once fire, missed or not, up to so many, in order: 1 to 1,000.
     All(u32),
 }
 

@@ -347,7 +347,7 @@ pub(super) fn assemble(run: RunId, rows: Rowset, names: &Names, owner: &Arc<str>
         updated_at: state.updated_at.unwrap_or(record.created_at),
         recoveries: state.recoveries,
         parent: record.parent,
-        not_before: record.not_before,
+        not_before: record.not_before.filter(|_| !state.resumed),
         deadline: record.deadline.filter(|_| !state.resumed),
         schedule: record.schedule.map(|(name, due)| Scheduled { name, due }),
         retriggered_from: record.retriggered_from,

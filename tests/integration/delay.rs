@@ -238,7 +238,8 @@ async fn a_delayed_run_can_be_cancelled_deleted_and_triggered_again_without_its_
         let resumed = job.trigger(2).delay(HOUR).await.unwrap().id();
         durably.cancel(resumed).await.unwrap();
         durably.resume(resumed).await.unwrap();
-        assert_eq!(ended(&durably, resumed).await.status, RunStatus::Completed);
+        let resumed = ended(&durably, resumed).await;
+        assert_eq!((resumed.status, resumed.not_before), (RunStatus::Completed, None));
         durably.delete_run(run).await.unwrap();
         assert_eq!(durably.get_run(run).await.unwrap(), None);
     })
