@@ -147,6 +147,8 @@ pub(crate) const PROBATION: Duration = Duration::from_secs(30);
 pub(crate) const ALARM_RECHECK: Duration = Duration::from_secs(30);
 /// Alarms rung in one commit, so that many that are due at once do not keep the operations beside them waiting.
 pub(crate) const ALARMS_IN_GROUP_MAX: usize = 512;
+/// What can't be read now, since the file is away or being reopened, is read again so long after.
+pub(crate) const READ_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// A due time of a schedule counts as missed once it is over by more than this.
 pub(crate) const SCHEDULE_ON_TIME: Duration = Duration::from_secs(60);
 /// Ranges of due times that have fired which a schedule remembers: a jump of the clock begins a new one.

@@ -21,7 +21,7 @@ use crate::durably::Core;
 use crate::error::Error;
 use crate::hooks::{Bug, Failpoint};
 use crate::job::{BodyFuture, Definition, ErrorKind, JobError, JobResult};
-use crate::limits::NOTES_FLUSH_AFTER;
+use crate::limits::{NOTES_FLUSH_AFTER, READ_AGAIN_AFTER};
 use crate::quietly::discard;
 use crate::step::execution::{Alive, Execution, Verdict};
 use crate::step::signals::Signal;
@@ -179,7 +179,7 @@ async fn prepare(core: &Core, execution: &Arc<Execution>) -> Result<(Arc<Definit
             // It is over with the runtime, which is no fault of the run's.
             Err(Error::ShutDown) => return Err(Outcome::HandedBack),
             // The file is being reopened; the lease stands.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(READ_AGAIN_AFTER).await,
         }
     }
     core.config.hooks.pass(Failpoint::BodyBegins);

@@ -11,12 +11,10 @@ use super::{Event, EventKind, Payload, Reader, Told, ring};
 use crate::durably::Core;
 use crate::error::Error;
 use crate::id::RunId;
+use crate::limits::READ_AGAIN_AFTER;
 use crate::run::{Progress, RunStatus};
 use crate::store::read::Rowset;
 use crate::time::Timestamp;
-
-/// A run whose file can't be read now is read again so long after.
-const REREAD_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What a stream of events gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,7 +138,7 @@ impl RunEvents {
             loop {
                 match store.snapshot(run).await {
                     // The file is away or being reopened, which is no end of the run.
-                    Err(Error::Storage(_)) => tokio::time::sleep(REREAD_AFTER).await,
+                    Err(Error::Storage(_)) => tokio::time::sleep(READ_AGAIN_AFTER).await,
                     read => return read,
                 }
             }

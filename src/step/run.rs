@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::event::{EventKind, StepTold};
 use crate::hooks::Failpoint;
 use crate::job::{ErrorKind, JobError, JobResult, Retry, not_storable, schema, upcast};
+use crate::limits::READ_AGAIN_AFTER;
 use crate::run::StepKind;
 use crate::store::op::{Accepted, Admitted};
 use crate::store::read::ReplayOutcome;
@@ -595,7 +596,7 @@ async fn stored(execution: &Execution, index: u32) -> Bytes {
                 return never().await;
             }
             Err(Error::ShutDown) => return never().await,
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(READ_AGAIN_AFTER).await,
         }
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -22,7 +21,7 @@ use crate::error::Error;
 use crate::event::EventKind;
 use crate::hooks::Bug;
 use crate::job::{ErrorKind, JobError, JobResult, not_storable, schema};
-use crate::limits::{MAP_CONCURRENCY_MAX, MAP_ITEMS_MAX, SEGMENT_BYTES, SEGMENT_FLUSH_AFTER};
+use crate::limits::{MAP_CONCURRENCY_MAX, MAP_ITEMS_MAX, READ_AGAIN_AFTER, SEGMENT_BYTES, SEGMENT_FLUSH_AFTER};
 use crate::run::StepKind;
 use crate::step::current;
 use crate::step::execution::{Execution, Known, Ticket, Verdict};
@@ -244,7 +243,7 @@ async fn again<V, F: Future<Output = Result<V, Error>>>(execution: &Execution, r
                 return never().await;
             }
             Err(Error::ShutDown) => return never().await,
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(READ_AGAIN_AFTER).await,
         }
     }
 }

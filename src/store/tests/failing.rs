@@ -353,26 +353,14 @@ fn nothing_starts_before_the_end_whatever_is_asked_for_and_whatever_fails() {
 #[test]
 fn a_row_that_cannot_be_read_is_its_callers_answer_and_nobody_elses() {
     use crate::codec::keys;
-    use crate::store::stage::Stage;
     use crate::store::tables::Table;
     let world = World::new();
     world.register(&[("a", 1)]);
     let executing = world.trigger(new("1")).expect("triggers").run;
     let bad = world.trigger(new("2").idempotent("bad")).expect("triggers").run;
     let good = world.trigger(new("3")).expect("triggers").run;
-    let clock = world.clock.clone();
-    let [live, _] = world.disk.images();
-    drop(world);
     // Bits rot.
-    let disk = Disk::of(live, &clock);
-    let medium = crate::store::file::Medium::Custom(std::sync::Arc::new(disk.clone()));
-    let mut file = crate::store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
-    let mut stage = Stage::default();
-    stage.put(Table::Runs, keys::run(bad), b"\x01rot".to_vec());
-    file.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
-    drop(file);
-
-    let world = World::open(disk, &clock, |_| {});
+    let world = world.with_row(Table::Runs, keys::run(bad), b"\x01rot".to_vec());
     world.register(&[("a", 1)]);
     assert_eq!(world.starts(), [(executing, 2)]);
     for answer in [
@@ -395,24 +383,12 @@ fn a_row_that_cannot_be_read_is_its_callers_answer_and_nobody_elses() {
 #[test]
 fn an_idempotency_key_that_leads_to_another_run_is_not_answered_with_it() {
     use crate::codec::keys;
-    use crate::store::stage::Stage;
     use crate::store::tables::Table;
     let world = World::new();
     world.register(&[("a", 1)]);
     world.trigger(new("1").idempotent("one")).expect("triggers");
     let two = world.trigger(new("2").idempotent("two")).expect("triggers").run;
-    let clock = world.clock.clone();
-    let [live, _] = world.disk.images();
-    drop(world);
-    let disk = Disk::of(live, &clock);
-    let medium = crate::store::file::Medium::Custom(std::sync::Arc::new(disk.clone()));
-    let mut file = crate::store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
-    let mut stage = Stage::default();
-    stage.put(Table::Idempotency, keys::idempotency(1, "one"), two.as_bytes().to_vec());
-    file.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
-    drop(file);
-
-    let world = World::open(disk, &clock, |_| {});
+    let world = world.with_row(Table::Idempotency, keys::idempotency(1, "one"), two.as_bytes().to_vec());
     world.register(&[("a", 1)]);
     let answer = world.trigger(new("1").idempotent("one"));
     assert!(matches!(answer, Err(Error::Corrupted { table: "idempotency", .. })), "{answer:?}");

@@ -11,6 +11,7 @@ use futures::FutureExt;
 use redb::StorageBackend;
 
 use crate::codec;
+use crate::codec::keys::Key;
 use crate::codec::records::{StepRecord, StepRecordRef, WaitRecord};
 use crate::config::Config;
 use crate::engine::Generation;
@@ -25,10 +26,11 @@ use crate::store::op::{
     Accepted, Admitted, Await, Call, Checkpoint, Concurrency, End, Idempotency, JobSpec, NewRun, Notes, Op, Outcome,
     Resume, Settled, Targets, Terms, Triggered,
 };
+use crate::store::stage::Stage;
 use crate::store::tables::Table;
 use crate::store::view::Rows;
 use crate::store::writer::{Effects, Start};
-use crate::store::{Placement, Store};
+use crate::store::{self, Placement, Store};
 use crate::time::{Clock, Timestamp};
 use crate::trigger::OnConflict;
 
@@ -297,6 +299,21 @@ impl World {
     pub(super) fn killed(self, with: impl FnOnce(&mut Config)) -> Self {
         let [live, _] = self.disk.images();
         World::open(Disk::of(live, &self.clock), &self.clock, with)
+    }
+
+    /// Another process over what a kill leaves, where somebody has put this row meanwhile.
+    pub(super) fn with_row(self, table: Table, key: Key, row: Vec<u8>) -> Self {
+        let clock = self.clock.clone();
+        let [live, _] = self.disk.images();
+        drop(self);
+        let disk = Disk::of(live, &clock);
+        let medium = Medium::Custom(Arc::new(disk.clone()));
+        let mut file = store::disk::Disk::open(medium, Default::default(), clock.clone(), false).expect("opens");
+        let mut stage = Stage::default();
+        stage.put(table, key, row);
+        file.commit(&stage, 0, RunId::MIN, &mut Vec::new(), |_| ()).expect("commits");
+        drop(file);
+        World::open(disk, &clock, |_| {})
     }
 
     pub(super) fn ask<Q, A>(&self, wrap: impl FnOnce(Call<Q, A>) -> Op, request: Q) -> Result<A, Error> {
